@@ -1,0 +1,72 @@
+/* backend.h - a device, its memory, and the tensors that live there. */
+#ifndef DDPM_BACKEND_H
+#define DDPM_BACKEND_H
+
+#include "ddpm/status.h"
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+typedef struct ddpm_backend ddpm_backend;
+
+typedef enum { DDPM_F32, DDPM_BF16, DDPM_U8, DDPM_I32, DDPM_I64 } ddpm_dtype;
+
+/* A view: `data` is borrowed memory of the backend. Strides count elements. Images are [N,H,W,C]
+ * with stride[3] = 1; a view of some of the channels keeps the strides of the whole. */
+typedef struct ddpm_tensor {
+    void *data;
+    ddpm_dtype dtype;
+    int rank; /* 1 .. 4 */
+    int64_t dim[4], stride[4];
+} ddpm_tensor;
+
+/* Contiguous f32 tensors over `data`. */
+ddpm_tensor ddpm_tensor_1d(void *data, int64_t n);
+ddpm_tensor ddpm_tensor_2d(void *data, int64_t rows, int64_t columns);
+ddpm_tensor ddpm_tensor_4d(void *data, int64_t n, int64_t h, int64_t w, int64_t c);
+/* Elements begin .. begin+count of the last dimension, as a view. */
+ddpm_tensor ddpm_tensor_slice(const ddpm_tensor *t, int64_t begin, int64_t count);
+int64_t ddpm_tensor_count(const ddpm_tensor *t);
+size_t ddpm_dtype_size(ddpm_dtype d);
+
+/* device: "cpu", "cuda", "cuda:1" or NULL (the GPU where there is one, else the CPU). threads: CPU
+ * threads, 0 = all this process may run on. ARG for a name that is none of these, BACKEND where the
+ * device is missing or this build has no support for it. */
+ddpm_status ddpm_backend_create(const char *device, int threads, ddpm_backend **out);
+void ddpm_backend_free(ddpm_backend *be); /* accepts NULL */
+/* "cpu: AMD EPYC 9R14, 2 threads, oneDNN 2.6.3". Borrowed. */
+const char *ddpm_backend_name(const ddpm_backend *be);
+bool ddpm_backend_is_cpu(const ddpm_backend *be);
+int ddpm_backend_threads(const ddpm_backend *be);
+
+/* Memory of the device, 64-byte aligned, zeroed. NOMEM gives the bytes asked for and those there
+ * are. */
+ddpm_status ddpm_backend_alloc(ddpm_backend *be, size_t bytes, void **out);
+void ddpm_backend_release(ddpm_backend *be, void *block); /* accepts NULL */
+ddpm_status ddpm_backend_upload(ddpm_backend *be, void *device, const void *host, size_t bytes);
+ddpm_status ddpm_backend_download(ddpm_backend *be, void *host, const void *device, size_t bytes);
+ddpm_status ddpm_backend_zero(ddpm_backend *be, void *device, size_t bytes);
+/* Waits for all that is queued; reports faults that arrived late. */
+ddpm_status ddpm_backend_sync(ddpm_backend *be);
+
+/* While measuring, ops check their arguments, build what they will need (primitives, plans) and add
+ * up their scratch, and touch no tensor data (which may be NULL). Scratch is allocated at the first
+ * real call and stays. */
+void ddpm_backend_measure(ddpm_backend *be, bool on);
+size_t ddpm_backend_scratch_bytes(const ddpm_backend *be);
+/* A promise that weights do not change until it is taken back: the backend may keep packed copies.
+ */
+void ddpm_backend_freeze_weights(ddpm_backend *be, bool on);
+/* Bytes the backend has allocated now and at most, blocks and scratch together. */
+size_t ddpm_backend_memory(const ddpm_backend *be);
+size_t ddpm_backend_memory_peak(const ddpm_backend *be);
+
+#ifdef __cplusplus
+}
+#endif
+#endif

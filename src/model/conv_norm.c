@@ -1,0 +1,59 @@
+/* conv_norm.c - convolution and normalisation over slots, and where gradients gather: what every
+ * kind of block shares. */
+#include "blocks.h"
+
+ddpm_status conv_forward(ddpm_model *m, const struct conv *c, int x, int emb, int residual, int y)
+{
+    RUN(m, conv2d, .x = model_use(m, x), .w = model_weight(m, c->w), .bias = model_weight(m, c->b),
+        .emb = model_use(m, emb), .residual = model_use(m, residual), .stride = c->stride,
+        .pad_top = c->pad_top, .pad_left = c->pad_left, .pad_bottom = c->pad_bottom,
+        .pad_right = c->pad_right, .y = model_use(m, y));
+    return DDPM_OK;
+}
+
+ddpm_status conv_backward(ddpm_model *m, const struct conv *c, int x, int dy, int demb, int dx,
+                          bool accumulate)
+{
+    RUN(m, conv2d_bwd_filter, .x = model_use(m, x), .dy = model_use(m, dy), .stride = c->stride,
+        .pad_top = c->pad_top, .pad_left = c->pad_left, .pad_bottom = c->pad_bottom,
+        .pad_right = c->pad_right, .dw = model_gradient(m, c->w), .db = model_gradient(m, c->b),
+        .demb = model_use(m, demb));
+    if (dx == NO_SLOT) return DDPM_OK;
+    RUN(m, conv2d_bwd_data, .dy = model_use(m, dy), .w = model_weight(m, c->w), .stride = c->stride,
+        .pad_top = c->pad_top, .pad_left = c->pad_left, .pad_bottom = c->pad_bottom,
+        .pad_right = c->pad_right, .accumulate = accumulate, .dx = model_use(m, dx));
+    return DDPM_OK;
+}
+
+ddpm_status norm_forward(ddpm_model *m, const struct norm *n, int x1, int x2, bool silu, int y)
+{
+    RUN(m, groupnorm, .x1 = model_use(m, x1), .x2 = model_use(m, x2),
+        .gamma = model_weight(m, n->gamma), .beta = model_weight(m, n->beta),
+        .groups = (int)m->cfg.norm_groups, .eps = (float)m->cfg.norm_eps, .silu = silu,
+        .stats = model_use(m, n->stats), .y = model_use(m, y));
+    return DDPM_OK;
+}
+
+ddpm_status norm_backward(ddpm_model *m, const struct norm *n, int dy, int x1, int x2, bool silu,
+                          int add1, int add2, int dx1, int dx2)
+{
+    RUN(m, groupnorm_bwd, .dy = model_use(m, dy), .x1 = model_use(m, x1), .x2 = model_use(m, x2),
+        .gamma = model_weight(m, n->gamma), .beta = model_weight(m, n->beta),
+        .stats = model_use(m, n->stats), .groups = (int)m->cfg.norm_groups, .silu = silu,
+        .add1 = model_use(m, add1), .add2 = model_use(m, add2), .dx1 = model_use(m, dx1),
+        .dx2 = model_use(m, dx2), .dgamma = model_gradient(m, n->gamma),
+        .dbeta = model_gradient(m, n->beta));
+    return DDPM_OK;
+}
+
+int grad_begin(ddpm_model *m, int slot, bool *had)
+{
+    *had = m->started[slot];
+    m->started[slot] = true;
+    return m->grad[slot];
+}
+
+int grad_of(const ddpm_model *m, int slot)
+{
+    return m->grad[slot];
+}
