@@ -17,6 +17,7 @@
 
 #include <dirent.h>
 #include <ftw.h>
+#include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -41,6 +42,14 @@ enum { SUPPORT_PATH = 512 };
     do {                                                                                           \
         if (!strstr(ddpm_last_error(), part))                                                      \
             fail_msg("'%s' is not in the message: %s", part, ddpm_last_error());                   \
+    } while (0)
+
+/* |got - want| <= eps, in double; NaN never passes. */
+#define assert_near(got, want, eps)                                                                \
+    do {                                                                                           \
+        const double got_ = (got), want_ = (want), eps_ = (eps);                                   \
+        if (!(fabs(got_ - want_) <= eps_))                                                         \
+            fail_msg("%s: %.17g, expected %.17g within %g", #got, got_, want_, eps_);              \
     } while (0)
 
 /* A new empty folder under $TMPDIR or /tmp. */

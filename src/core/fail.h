@@ -33,7 +33,8 @@ void status_set_message(const char *text);
  */
 const char *status_where(void);
 
-#define FAIL(code, ...) status_fail(DDPM_##code, __FILE__, __LINE__, __VA_ARGS__)
+/* The comma tells the compiler that the value is not OK, so that it sees results as written wherever it goes on. */
+#define FAIL(code, ...) (status_fail(DDPM_##code, __FILE__, __LINE__, __VA_ARGS__), DDPM_##code)
 #define FAIL_ERRNO(...) status_fail(status_from_errno(errno), __FILE__, __LINE__, __VA_ARGS__)
 #define REQUIRE(cond, code, ...)                                                                   \
     do {                                                                                           \

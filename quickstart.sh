@@ -1,0 +1,207 @@
+#!/usr/bin/env bash
+# From a clean checkout to images, on Debian or Ubuntu:
+#
+#   ./quickstart.sh         installs what is missing, builds, packs Fashion-MNIST, trains, samples
+#   ./quickstart.sh test    installs, builds and runs every proof
+#
+# Run again, it goes on where it was. Everything it makes lies in build*/ and quickstart/.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")"
+
+readonly build_packages=(gcc libc6-dev cmake ninja-build pkg-config
+    libdnnl-dev libcyaml-dev libyaml-dev libjansson-dev libzip-dev zlib1g-dev libxxhash-dev libstb-dev
+    libprotobuf-c-dev protobuf-c-compiler libisal-dev libwebp-dev libcmocka-dev)
+readonly data_packages=(dataset-fashion-mnist)
+readonly test_packages=(g++ python3 python3-venv)
+readonly dataset=/usr/share/datasets/fashion-mnist
+readonly pack=quickstart/fashion-mnist run=quickstart/run config=configs/fashion-mnist.yaml
+# Training ends after this long on a machine slower than two cores of today; the schedule in the file needs less.
+readonly training_time=6m
+
+part=start
+section() {
+    part=$1
+    printf '\n== %s [%d min %02d s]\n' "$1" $((SECONDS / 60)) $((SECONDS % 60))
+}
+finish() {
+    local code=$?
+    if ((code == 75)); then
+        echo "stopped; run it again to go on" >&2
+    elif ((code != 0)); then
+        echo "quickstart: failed in \"$part\" with exit code $code after $SECONDS s" >&2
+    fi
+}
+trap finish EXIT
+
+# ---- packages ----
+
+install_missing() {
+    local missing=() name as_root=()
+    if ! command -v dpkg-query > /dev/null; then
+        echo "no dpkg here: install by hand what cmake names as missing"
+        return
+    fi
+    for name in "$@"; do
+        [[ $(dpkg-query -W -f '${Status}' "$name" 2> /dev/null) == "install ok installed" ]] || missing+=("$name")
+    done
+    if ((${#missing[@]} == 0)); then
+        echo "all $# packages are installed"
+        return
+    fi
+    echo "missing: ${missing[*]}"
+    if ((EUID != 0)); then
+        if ! command -v sudo > /dev/null; then
+            echo "neither root nor sudo: have this done, then run again: apt-get install ${missing[*]}" >&2
+            exit 77
+        fi
+        as_root=(sudo)
+    fi
+    "${as_root[@]}" apt-get -q update
+    "${as_root[@]}" env DEBIAN_FRONTEND=noninteractive apt-get -q -y --no-install-recommends install "${missing[@]}"
+}
+
+# ---- build ----
+
+# build PRESET [TARGET...]: configures once and builds.
+build() {
+    local preset=$1
+    shift
+    cmake --preset "$preset" > "build-$preset.log" 2>&1 || {
+        cat "build-$preset.log"
+        return 1
+    }
+    rm -f "build-$preset.log"
+    cmake --build --preset "$preset" ${1:+--target "$@"}
+}
+
+# ---- the way to images ----
+
+# Exit code 75: training stopped at --max-time with a checkpoint saved, which is enough to sample from. A signal also ends
+# in 75; then the user wants to stop.
+train() {
+    local code=0 interrupted=0
+    trap interrupted=1 INT TERM
+    build/ddpm train "$config" --run "$run" --max-time "$training_time" || code=$?
+    trap - INT TERM
+    if ((code == 75 && interrupted == 0)); then
+        echo "training goes on from here when this script is run again"
+    elif ((code != 0)); then
+        exit "$code"
+    fi
+}
+
+images() {
+    section "packages"
+    install_missing "${build_packages[@]}" "${data_packages[@]}"
+
+    section "build"
+    build release ddpm golden_check
+
+    section "pack Fashion-MNIST"
+    if [[ -e $pack ]]; then
+        echo "$pack is there"
+    else
+        mkdir -p quickstart
+        build/ddpm pack "$dataset/train-images-idx3-ubyte.gz" -o "$pack"
+    fi
+
+    section "train"
+    train
+
+    # Every run draws other images: the seed is the number of folders there already.
+    section "sample 64 images"
+    local seed=0
+    while [[ -e quickstart/samples-$seed/grid.png ]]; do seed=$((seed + 1)); done
+    build/ddpm sample "$run" -n 64 --seed "$seed" -o "quickstart/samples-$seed"
+
+    section "done"
+    echo "images      $PWD/quickstart/samples-$seed/grid.png"
+    [[ -e quickstart/samples-$seed/animation.webp ]] && echo "animation   $PWD/quickstart/samples-$seed/animation.webp"
+    echo "run folder  $PWD/$run"
+    echo "more images: build/ddpm sample $run -n 1000 -o FOLDER"
+}
+
+# ---- every proof ----
+
+# The sanitizers' runs are slower; what they find ends a test at once.
+sanitizer_environment() {
+    export ASAN_OPTIONS=detect_leaks=1:strict_string_checks=1:detect_stack_use_after_return=1
+    export UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1
+    export TSAN_OPTIONS=halt_on_error=1:second_deadlock_stack=1
+}
+
+fuzz() {
+    if ! command -v clang > /dev/null; then
+        echo "left out: no clang here (apt install clang)"
+        return
+    fi
+    install_missing libomp-dev
+    cmake -S . -B build-fuzz -G Ninja -DCMAKE_BUILD_TYPE=RelWithDebInfo -DCMAKE_C_COMPILER=clang -DDDPM_FUZZ=ON \
+        -DDDPM_SANITIZE=fuzzer-no-link,address,undefined > build-fuzz.log 2>&1 || {
+        cat build-fuzz.log
+        return 1
+    }
+    rm -f build-fuzz.log
+    cmake --build build-fuzz --target fuzz
+    tests/fuzz/run.sh build-fuzz 20
+}
+
+# Debian 12 has oneDNN 2.x; newer systems have 3.x, whose interface differs. PyPI's wheel stands for those.
+onednn3() {
+    local venv=build-onednn3/venv version
+    if ! { [[ -e $venv/include/dnnl.h ]] || { python3 -m venv "$venv" &&
+        "$venv/bin/pip" -q --disable-pip-version-check install onednn-devel-cpu-gomp; }; } > build-onednn3.log 2>&1; then
+        tail -3 build-onednn3.log
+        rm -rf build-onednn3.log "$venv"
+        echo "left out: no oneDNN 3.x from PyPI here"
+        return
+    fi
+    rm -f build-onednn3.log
+    cmake -S . -B build-onednn3 -G Ninja -DCMAKE_BUILD_TYPE=Release -DDNNL_ROOT="$PWD/$venv" > /dev/null
+    cmake --build build-onednn3
+    version=$(sed -n 's/^#define DNNL_VERSION_M[A-Z]* //p' "$venv"/include/oneapi/dnnl/dnnl_version.h | paste -sd.)
+    echo "oneDNN $version"
+    ctest --test-dir build-onednn3 --output-on-failure --no-tests=error -L 'op|golden'
+}
+
+tests() {
+    section "packages"
+    install_missing "${build_packages[@]}" "${data_packages[@]}" "${test_packages[@]}"
+
+    section "build, warnings are errors"
+    build release
+
+    section "headers and symbols"
+    bash tests/build/headers.sh build
+
+    section "tests"
+    ctest --test-dir build --output-on-failure --no-tests=error
+
+    sanitizer_environment
+    section "tests under AddressSanitizer and UndefinedBehaviorSanitizer"
+    build asan
+    ctest --test-dir build-asan --output-on-failure --no-tests=error
+
+    # libgomp is not built for ThreadSanitizer and would be reported; the reader, pack and metrics use plain threads.
+    section "threaded parts under ThreadSanitizer"
+    build tsan
+    ctest --test-dir build-tsan --output-on-failure --no-tests=error -R "$tsan_tests"
+
+    section "fuzz targets"
+    fuzz
+
+    section "oneDNN 3.x"
+    onednn3
+
+    section "all passed"
+}
+readonly tsan_tests='dataset|pack|lock|metrics|progress'
+
+case ${1:-} in
+'') images ;;
+test) tests ;;
+*)
+    echo "usage: ./quickstart.sh [test]" >&2
+    exit 64
+    ;;
+esac

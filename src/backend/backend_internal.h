@@ -1,0 +1,54 @@
+/* backend_internal.h - what every backend object holds, and the calls each kind of device brings.
+ *
+ * backend.c answers for all devices: it parses the name, counts memory, times ops. A device brings one
+ * `struct backend_device` of functions and one `struct ops`; its own object starts with a ddpm_backend. */
+#ifndef BACKEND_INTERNAL_H
+#define BACKEND_INTERNAL_H
+
+#include "ops.h"
+
+/* One op's row of the time table. */
+struct profile_row {
+    uint64_t calls;
+    double seconds, flops;
+};
+
+enum {
+#define X(op) OP_##op,
+    OP_LIST(X)
+#undef X
+        OP_COUNT
+};
+
+/* Each function may rely on arguments that backend.c has checked (no NULL object, sizes that do not wrap).
+ * alloc returns zeroed, 64-byte aligned memory; backend.c does the counting of blocks. */
+struct backend_device {
+    void (*free)(ddpm_backend *be);
+    ddpm_status (*alloc)(ddpm_backend *be, size_t bytes, void **out);
+    void (*release)(ddpm_backend *be, void *block);
+    ddpm_status (*upload)(ddpm_backend *be, void *device, const void *host, size_t bytes);
+    ddpm_status (*download)(ddpm_backend *be, void *host, const void *device, size_t bytes);
+    ddpm_status (*zero)(ddpm_backend *be, void *device, size_t bytes);
+    ddpm_status (*sync)(ddpm_backend *be);
+    /* Weights may have changed, or will not change until the next call. */
+    void (*freeze_weights)(ddpm_backend *be, bool on);
+};
+
+struct ddpm_backend {
+    const struct backend_device *device;
+    const struct ops *table; /* the device's own ops */
+    char name[192];
+    bool is_cpu, is_measuring, is_frozen, is_profiling;
+    int threads;
+    size_t scratch_bytes; /* the largest scratch any op has asked for */
+    size_t memory, memory_peak;
+    struct profile_row profile[OP_COUNT];
+};
+
+/* Keeps memory and memory_peak; every allocation of a device goes through these two. */
+void backend_count(ddpm_backend *be, size_t bytes);
+void backend_uncount(ddpm_backend *be, size_t bytes);
+
+ddpm_status cpu_backend_create(int threads, ddpm_backend **out);
+
+#endif

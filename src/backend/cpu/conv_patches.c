@@ -1,0 +1,82 @@
+/* conv_patches.c - the gradient of any filter, as a product of dy with the patches of x.
+ *
+ *     dw[K, taps * C] += dy[P, K]^T patches[P, taps * C]
+ *
+ * Pixels are worked off in chunks: a round of tasks lays out the patches of a chunk, a round adds their product to tiles of dw, each
+ * tile by one task. No partial dw exists, so nothing is added up afterwards, and the order of the sum is that of the
+ * pixels. This is for what Winograd does not take: strides of 2, 4x4 images, odd channels. */
+#include "conv.h"
+#include "gemm.h"
+
+#include <string.h>
+
+#define PATCH_FLOATS ((int64_t)1 << 20) /* of a chunk, at most */
+#define CHUNK_LEAST  64                 /* pixels */
+#define CHUNK_MOST   512
+#define TASK_PIXELS  16
+#define TILE_ROWS    96
+#define TILE_COLUMNS 256
+
+struct call {
+    const struct conv *s;
+    const struct conv2d_bwd_filter_args *a;
+    int64_t row, pixels, chunk; /* floats of a patch; all pixels of dy; pixels of a chunk */
+    int64_t first, count;
+    float *patches, *work;
+};
+
+static void patch_task(void *context, int64_t i, int thread)
+{
+    (void)thread;
+    const struct call *c = context;
+    const struct conv *s = c->s;
+    const ddpm_tensor *x = c->a->x;
+    const int64_t end = (i + 1) * TASK_PIXELS < c->count ? (i + 1) * TASK_PIXELS : c->count;
+    for (int64_t j = i * TASK_PIXELS; j < end; j++) {
+        const int64_t p = c->first + j, n = p / (s->ho * s->wo), ho = p / s->wo % s->ho, wo = p % s->wo;
+        float *to = c->patches + j * c->row;
+        for (int64_t tap = 0; tap < s->kernel * s->kernel; tap++, to += s->c) {
+            const int64_t h = ho * s->stride - s->pad_top + tap / s->kernel, w = wo * s->stride - s->pad_left + tap % s->kernel;
+            if (h >= 0 && h < s->h && w >= 0 && w < s->w)
+                memcpy(to, conv_f32(x) + n * x->stride[0] + h * x->stride[1] + w * x->stride[2], (size_t)s->c * sizeof *to);
+            else
+                memset(to, 0, (size_t)s->c * sizeof *to);
+        }
+    }
+}
+
+static void tile_task(void *context, int64_t i, int thread)
+{
+    const struct call *c = context;
+    const struct conv *s = c->s;
+    const int64_t columns = conv_blocks(c->row, TILE_COLUMNS), k0 = i / columns * TILE_ROWS, c0 = i % columns * TILE_COLUMNS;
+    gemm_run(&(struct gemm){.m = s->k - k0 < TILE_ROWS ? s->k - k0 : TILE_ROWS,
+                            .n = c->row - c0 < TILE_COLUMNS ? c->row - c0 : TILE_COLUMNS, .k = c->count,
+                            .a = conv_f32(c->a->dy) + c->first * s->k + k0, .a_row = 1, .a_col = s->k,
+                            .b = c->patches + c0, .b_row = c->row, .b_col = 1,
+                            .c = (float *)c->a->dw->data + k0 * s->w_row + c0, .c_row = s->w_row, .accumulate = true},
+             c->work + (size_t)thread * gemm_work_floats());
+}
+
+ddpm_status conv_patches_filter(ddpm_backend *be, const struct conv *s, const struct conv2d_bwd_filter_args *a)
+{
+    struct call c = {.s = s, .a = a, .row = s->kernel * s->kernel * s->c, .pixels = s->n * s->ho * s->wo};
+    const size_t sums = conv_line((size_t)(s->n * s->k) * sizeof(float)) / sizeof(float);
+    c.chunk = PATCH_FLOATS / c.row / TASK_PIXELS * TASK_PIXELS;
+    if (c.chunk < CHUNK_LEAST) c.chunk = CHUNK_LEAST;
+    if (c.chunk > CHUNK_MOST) c.chunk = CHUNK_MOST;
+    if (c.chunk > c.pixels) c.chunk = c.pixels;
+    const size_t patches = conv_line((size_t)(c.chunk * c.row) * sizeof(float)) / sizeof(float);
+    void *scratch;
+    TRY(cpu_scratch(be, (sums + patches + (size_t)cpu_threads(be) * gemm_work_floats()) * sizeof(float), &scratch));
+    if (cpu_is_measuring(be)) return DDPM_OK;
+    c.patches = (float *)scratch + sums;
+    c.work = c.patches + patches;
+    for (; c.first < c.pixels; c.first += c.chunk) {
+        c.count = c.pixels - c.first < c.chunk ? c.pixels - c.first : c.chunk;
+        cpu_run(be, conv_blocks(c.count, TASK_PIXELS), patch_task, &c);
+        cpu_run(be, conv_blocks(s->k, TILE_ROWS) * conv_blocks(c.row, TILE_COLUMNS), tile_task, &c);
+    }
+    conv_sums(be, s, a->dy, a->db, a->demb, scratch);
+    return DDPM_OK;
+}

@@ -1,0 +1,139 @@
+/* linear.c - dense layers, as products cut into blocks of rows and columns of the result.
+ *
+ * Each block is one task and one sum over the whole inner dimension, so no partial results exist and the bits depend
+ * neither on the threads nor, for a row, on how many rows come with it: a sample does not change with its batch. For that reason a
+ * batch of a few rows is a product too, though packing w costs it more than the product; sampling, where rows are
+ * fewest, keeps the packed weights. */
+#include "conv.h"
+#include "gemm.h"
+
+#define ROWS    192 /* of a block, a multiple of every tile's height */
+#define COLUMNS 128 /* a multiple of every panel's width */
+
+struct linear_call {
+    const struct linear_args *fwd;
+    const struct linear_bwd_args *bwd;
+    int64_t m, in, out;
+    int64_t n_columns; /* blocks */
+    float *packed, *work;
+};
+
+static int64_t blocks(int64_t n, int64_t size)
+{
+    return (n + size - 1) / size;
+}
+
+static const float *f32(const ddpm_tensor *t)
+{
+    return t->data;
+}
+
+static float *work_of(const struct linear_call *c, int thread)
+{
+    return c->work + (size_t)thread * gemm_work_floats();
+}
+
+static void pack_task(void *context, int64_t i, int thread)
+{
+    (void)thread;
+    const struct linear_call *c = context;
+    const int64_t o0 = i * COLUMNS, n = c->out - o0 < COLUMNS ? c->out - o0 : COLUMNS;
+    gemm_pack_b(c->in, n, f32(c->fwd->w) + o0 * c->in, 1, c->in, c->packed + o0 * c->in);
+}
+
+static void forward_task(void *context, int64_t i, int thread)
+{
+    const struct linear_call *c = context;
+    const struct linear_args *a = c->fwd;
+    const int64_t m0 = i / c->n_columns * ROWS, o0 = i % c->n_columns * COLUMNS;
+    const int64_t m = c->m - m0 < ROWS ? c->m - m0 : ROWS;
+    const int64_t n = c->out - o0 < COLUMNS ? c->out - o0 : COLUMNS;
+    float *y = (float *)a->y->data + m0 * a->y->stride[0] + o0;
+    for (int64_t r = 0; r < m; r++)
+        for (int64_t o = 0; o < n; o++)
+            y[r * a->y->stride[0] + o] = a->bias ? f32(a->bias)[o0 + o] : 0;
+    gemm_run(&(struct gemm){.m = m, .n = n, .k = c->in,
+                            .a = f32(a->x) + m0 * a->x->stride[0], .a_row = a->x->stride[0], .a_col = 1,
+                            .b = c->packed + o0 * c->in, .packed_b = true,
+                            .c = y, .c_row = a->y->stride[0], .accumulate = true},
+             work_of(c, thread));
+}
+
+ddpm_status cpu_linear(ddpm_backend *be, const struct linear_args *a)
+{
+    CPU_EXPECT(be, "linear", a->x, CPU_VIEW, -1, -1);
+    const int64_t m = a->x->dim[0], in = a->x->dim[1];
+    CPU_EXPECT(be, "linear", a->w, CPU_DENSE, -1, in);
+    const int64_t out = a->w->dim[0];
+    CPU_EXPECT_OR_NULL(be, "linear", a->bias, CPU_DENSE, out);
+    CPU_EXPECT(be, "linear", a->y, CPU_VIEW, m, out);
+    struct linear_call c = {.fwd = a, .m = m, .in = in, .out = out, .n_columns = blocks(out, COLUMNS)};
+    const size_t bytes = conv_line(gemm_packed_floats(in, out) * sizeof(float));
+    void *scratch, *packed;
+    bool is_ready;
+    TRY(cpu_scratch(be, bytes + (size_t)cpu_threads(be) * gemm_work_floats() * sizeof(float), &scratch));
+    if (cpu_is_measuring(be)) return DDPM_OK;
+    TRY(packed_place(be, a->w->data, FORM_GEMM_FORWARD, bytes, scratch, &packed, &is_ready));
+    c.packed = packed;
+    c.work = (float *)((unsigned char *)scratch + bytes);
+    if (!is_ready) cpu_run(be, c.n_columns, pack_task, &c);
+    cpu_run(be, blocks(m, ROWS) * c.n_columns, forward_task, &c);
+    return DDPM_OK;
+}
+
+static void dx_task(void *context, int64_t i, int thread)
+{
+    const struct linear_call *c = context;
+    const struct linear_bwd_args *a = c->bwd;
+    const int64_t m0 = i / c->n_columns * ROWS, i0 = i % c->n_columns * COLUMNS;
+    gemm_run(&(struct gemm){.m = c->m - m0 < ROWS ? c->m - m0 : ROWS,
+                            .n = c->in - i0 < COLUMNS ? c->in - i0 : COLUMNS, .k = c->out,
+                            .a = f32(a->dy) + m0 * a->dy->stride[0], .a_row = a->dy->stride[0], .a_col = 1,
+                            .b = f32(a->w) + i0, .b_row = c->in, .b_col = 1,
+                            .c = (float *)a->dx->data + m0 * a->dx->stride[0] + i0, .c_row = a->dx->stride[0],
+                            .accumulate = a->accumulate},
+             work_of(c, thread));
+}
+
+/* A block of rows of dw, and the same rows of db. */
+static void dw_task(void *context, int64_t i, int thread)
+{
+    const struct linear_call *c = context;
+    const struct linear_bwd_args *a = c->bwd;
+    const int64_t o0 = i / c->n_columns * ROWS, i0 = i % c->n_columns * COLUMNS;
+    const int64_t rows = c->out - o0 < ROWS ? c->out - o0 : ROWS, step = a->dy->stride[0];
+    const float *dy = f32(a->dy) + o0;
+    gemm_run(&(struct gemm){.m = rows, .n = c->in - i0 < COLUMNS ? c->in - i0 : COLUMNS, .k = c->m,
+                            .a = dy, .a_row = 1, .a_col = step,
+                            .b = f32(a->x) + i0, .b_row = a->x->stride[0], .b_col = 1,
+                            .c = (float *)a->dw->data + o0 * c->in + i0, .c_row = c->in, .accumulate = true},
+             work_of(c, thread));
+    if (i0 || !a->db) return;
+    for (int64_t o = 0; o < rows; o++) {
+        float sum = 0;
+        for (int64_t m = 0; m < c->m; m++)
+            sum += dy[m * step + o];
+        ((float *)a->db->data)[o0 + o] += sum;
+    }
+}
+
+ddpm_status cpu_linear_bwd(ddpm_backend *be, const struct linear_bwd_args *a)
+{
+    const char *op = "linear_bwd";
+    CPU_EXPECT(be, op, a->dy, CPU_VIEW, -1, -1);
+    const int64_t m = a->dy->dim[0], out = a->dy->dim[1];
+    CPU_EXPECT(be, op, a->x, CPU_VIEW, m, -1);
+    const int64_t in = a->x->dim[1];
+    CPU_EXPECT_OR_NULL(be, op, a->dx, CPU_VIEW, m, in);
+    if (a->dx) CPU_EXPECT(be, op, a->w, CPU_DENSE, out, in);
+    CPU_EXPECT(be, op, a->dw, CPU_DENSE, out, in);
+    CPU_EXPECT_OR_NULL(be, op, a->db, CPU_DENSE, out);
+    struct linear_call c = {.bwd = a, .m = m, .in = in, .out = out, .n_columns = blocks(in, COLUMNS)};
+    void *scratch;
+    TRY(cpu_scratch(be, (size_t)cpu_threads(be) * gemm_work_floats() * sizeof(float), &scratch));
+    if (cpu_is_measuring(be)) return DDPM_OK;
+    c.work = scratch;
+    if (a->dx) cpu_run(be, blocks(m, ROWS) * c.n_columns, dx_task, &c);
+    cpu_run(be, blocks(out, ROWS) * c.n_columns, dw_task, &c);
+    return DDPM_OK;
+}

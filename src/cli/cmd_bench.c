@@ -1,0 +1,183 @@
+/* cmd_bench.c - `ddpm bench train|sample|ops [CONFIG]`: figures of this machine; the benches are in
+ * bench/. */
+#include "bench.h"
+#include "cli.h"
+
+#include "fail.h"
+
+#include <stdio.h>
+#include <string.h>
+
+struct bench {
+    const char *what, *config, *device, *json;
+    cli_sets sets;
+    int batch, warmup, repeats, steps, threads; /* warmup -1, others 0: default */
+    bool profiles, is_quiet;
+};
+
+enum {
+    KEY_SET = 256,
+    KEY_WARMUP,
+    KEY_REPEATS,
+    KEY_STEPS,
+    KEY_DEVICE,
+    KEY_THREADS,
+    KEY_JSON,
+    KEY_PROFILE
+};
+
+enum { DEFAULT_BATCH = 8, DEFAULT_STEPS = 10 };
+
+static const struct argp_option options[] = {
+    {"batch", 'b', "N", 0, "Images at a time (default: the configuration's; 8 without one)", 0},
+    {"repeats", KEY_REPEATS, "N", 0, "Repeats that are timed (default: train 10, sample 5, ops 20)",
+     0},
+    {"warmup", KEY_WARMUP, "N", 0, "Repeats before that (default: train 2, sample 1, ops 3)", 0},
+    {"steps", KEY_STEPS, "N", 0, "sample: reverse steps of a run (default: 10)", 0},
+    {"profile", KEY_PROFILE, NULL, 0, "train: also a table of time by op", 0},
+    {"set", KEY_SET, "KEY=VALUE", 0, "Override a configuration key; may be given again", 0},
+    {"device", KEY_DEVICE, "NAME", 0,
+     "cpu or cuda[:n] (default: the GPU where there is one, else the CPU)", 0},
+    {"threads", KEY_THREADS, "N", 0, "CPU threads (default: all)", 0},
+    {"json", KEY_JSON, "FILE", 0,
+     "Write the figures as JSON, with the names of the screen; - for standard output", 0},
+    {"quiet", 'q', NULL, 0, "No progress", 0},
+    {0}};
+
+static error_t parse_argument(struct bench *b, char *arg, struct argp_state *state)
+{
+    static const char *const kinds[] = {"train", "sample", "ops"};
+    if (b->config) return ARGP_ERR_UNKNOWN;
+    if (b->what) {
+        b->config = arg;
+        return 0;
+    }
+    for (size_t i = 0; i < sizeof kinds / sizeof kinds[0]; i++)
+        if (strcmp(arg, kinds[i]) == 0) b->what = kinds[i];
+    if (!b->what)
+        cli_usage_error(state,
+                        "nothing is benched by the name \"%.40s\"; there are train, sample and ops",
+                        arg);
+    return 0;
+}
+
+static error_t parse_option(int key, char *arg, struct argp_state *state)
+{
+    struct bench *b = state->input;
+    switch (key) {
+    case 'b':
+        b->batch = (int)cli_integer(state, "--batch", arg, 1, 4096);
+        return 0;
+    case KEY_REPEATS:
+        b->repeats = (int)cli_integer(state, "--repeats", arg, 1, 100000);
+        return 0;
+    case KEY_WARMUP:
+        b->warmup = (int)cli_integer(state, "--warmup", arg, 0, 100000);
+        return 0;
+    case KEY_STEPS:
+        b->steps = (int)cli_integer(state, "--steps", arg, 1, 100000);
+        return 0;
+    case KEY_THREADS:
+        b->threads = (int)cli_integer(state, "--threads", arg, 1, 4096);
+        return 0;
+    case KEY_SET:
+        cli_sets_add(state, &b->sets, arg);
+        return 0;
+    case KEY_DEVICE:
+        b->device = arg;
+        return 0;
+    case KEY_JSON:
+        b->json = arg;
+        return 0;
+    case KEY_PROFILE:
+        b->profiles = true;
+        return 0;
+    case 'q':
+        b->is_quiet = true;
+        return 0;
+    case ARGP_KEY_ARG:
+        return parse_argument(b, arg, state);
+    case ARGP_KEY_END:
+        if (!b->what) cli_usage_error(state, "what to bench is not given: train, sample or ops");
+        if (b->config && strcmp(b->what, "ops") == 0)
+            cli_usage_error(state, "bench ops takes no configuration");
+        return 0;
+    default:
+        return ARGP_ERR_UNKNOWN;
+    }
+}
+
+static const struct argp parser = {
+    .options = options,
+    .parser = parse_option,
+    .args_doc = "train|sample|ops [CONFIG]",
+    .doc = "How fast this machine is: training steps, reverse steps, or each op by itself, on "
+           "synthetic data. Rates are by "
+           "the median of the repeats; the share of peak is against the largest matrix product "
+           "measured here. Without "
+           "CONFIG the U-Net of configs/ddpm-cifar10.yaml.\v"
+           "Example:\n  ddpm bench train configs/ddpm-cifar10.yaml --batch 8 --json train.json"};
+
+/* The bench's own settings come first, so that a --set of the user's wins. */
+static ddpm_status load_config(const struct bench *b, ddpm_config *cfg)
+{
+    char batch[2][32], micro[] = "train.micro_batch=0", spacing[40];
+    const char *set[CLI_SET_MAX + 4];
+    int n = 0;
+    const int images = b->batch ? b->batch : b->config ? 0 : DEFAULT_BATCH;
+    snprintf(batch[0], sizeof batch[0], "train.batch=%d", images);
+    snprintf(batch[1], sizeof batch[1], "sample.batch=%d", images);
+    snprintf(spacing, sizeof spacing, "sample.spacing=%d", b->steps ? b->steps : DEFAULT_STEPS);
+    if (images) {
+        set[n++] = batch[0];
+        set[n++] = micro;
+        set[n++] = batch[1];
+    }
+    set[n++] = spacing;
+    memcpy(set + n, b->sets.v, (size_t)b->sets.n * sizeof *set);
+    n += b->sets.n;
+    if (b->config) return ddpm_config_load(b->config, set, n, cfg);
+    return ddpm_config_parse("{}\n", 3, "built-in defaults", set, n, cfg);
+}
+
+static ddpm_status run_bench(const struct bench *b, report *r)
+{
+    static const struct {
+        const char *name;
+        ddpm_status (*run)(bench_job *job);
+        int warmup, repeats;
+    } kinds[] = {
+        {"train", bench_train, 2, 10}, {"sample", bench_sample, 1, 5}, {"ops", bench_ops, 3, 20}};
+    size_t k = 0;
+    while (strcmp(kinds[k].name, b->what) != 0)
+        k++;
+    bench_job job = {.device = b->device,
+                     .configuration = b->config ? b->config : "built-in defaults",
+                     .threads = b->threads,
+                     .warmup = b->warmup >= 0 ? b->warmup : kinds[k].warmup,
+                     .repeats = b->repeats ? b->repeats : kinds[k].repeats,
+                     .batch = b->batch,
+                     .profiles = b->profiles,
+                     .sink = cli_sink(b->is_quiet),
+                     .stop = cli_stop_flag(),
+                     .r = r};
+    TRY(load_config(b, &job.cfg));
+    ddpm_status s = kinds[k].run(&job);
+    ddpm_config_free(&job.cfg);
+    if (!s) s = report_end(r);
+    if (!s && b->json) s = report_write_json(r, b->json);
+    if (!s && !(b->json && strcmp(b->json, "-") == 0)) report_show(r, stdout);
+    return s;
+}
+
+int cmd_bench(int argc, char **argv)
+{
+    struct bench b = {.warmup = -1};
+    cli_parse(&parser, argc, argv, &b);
+    report r;
+    report_begin(&r);
+    ddpm_status s = run_bench(&b, &r);
+    if (!s) s = cli_flush_output();
+    report_release(&r);
+    return s ? cli_fail("bench", s, s == DDPM_STOPPED ? "Nothing was kept" : NULL, NULL) : 0;
+}
