@@ -21,21 +21,11 @@ static ddpm_status config_levels(const golden *g, const json_t *o, ddpm_model_co
             "%s: case has %zu levels", g->path, n);
     c->channels = json_integer_value(json_array_get(widths, 0));
     REQUIRE(c->channels > 0, FORMAT, "%s: block_out_channels", g->path);
-    /* widths need not be multiples of the first here, so the width is 1 or their common divisor */
-    for (size_t i = 0; i < n; i++) {
-        int64_t a = c->channels, b = json_integer_value(json_array_get(widths, i));
-        REQUIRE(b > 0, FORMAT, "%s: block_out_channels", g->path);
-        while (b) {
-            const int64_t r = a % b;
-            a = b;
-            b = r;
-        }
-        c->channels = a;
-    }
     for (size_t i = 0; i < n; i++) {
         const char *kind = json_string_value(json_array_get(kinds, i));
-        c->channel_mult.v[c->channel_mult.n++] =
-            json_integer_value(json_array_get(widths, i)) / c->channels;
+        const int64_t width = json_integer_value(json_array_get(widths, i));
+        REQUIRE(width > 0, FORMAT, "%s: block_out_channels", g->path);
+        c->channel_mult.v[c->channel_mult.n++] = (double)width / (double)c->channels;
         if (kind && strncmp(kind, "Attn", 4) == 0)
             c->attention_resolutions.v[c->attention_resolutions.n++] = c->image_height >> i;
     }

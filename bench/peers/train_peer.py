@@ -55,7 +55,7 @@ def read_config(path):
     model = {**MODEL, **text.get("model", {})}
     train = {**TRAIN, **{k: v for k, v in text.get("train", {}).items() if k in TRAIN}}
     diffusion = {**DIFFUSION, **{k: v for k, v in text.get("diffusion", {}).items() if k in DIFFUSION}}
-    model["channel_mult"] = as_list(model["channel_mult"], int)
+    model["channel_mult"] = as_list(model["channel_mult"], float)
     model["attention_resolutions"] = as_list(model["attention_resolutions"], int)
     train["ema"] = as_list(train["ema"], float)
     return model, train, diffusion
@@ -66,7 +66,7 @@ def build(model):
 
     if model["resblock_updown"]:
         sys.exit("train_peer: resblock_updown has no counterpart here")
-    widths = [model["channels"] * m for m in model["channel_mult"]]
+    widths = [round(model["channels"] * m) for m in model["channel_mult"]]
     head = model["head_channels"] or None
     if head is None and model["num_heads"] != 1:
         if len(set(widths)) != 1:

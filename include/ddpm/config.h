@@ -42,7 +42,8 @@ enum ddpm_precision { DDPM_PRECISION_FP32, DDPM_PRECISION_BF16, DDPM_PRECISION_T
     X(INT, model, image_width, 32, 1, 8192, "columns of an image")                                 \
     X(INT, model, image_channels, 3, 1, 4, "1 grey, 3 RGB")                                        \
     X(INT, model, channels, 128, 1, 4096, "width of the first level")                              \
-    X(INTS, model, channel_mult, "1,2,2,2", 1, 64, "width of each level, times `channels`")        \
+    X(REALS, model, channel_mult, "1,2,2,2", 0.125, 64,                                            \
+      "width of each level, times `channels`")                                                     \
     X(INT, model, num_res_blocks, 2, 1, 16, "residual blocks per level")                           \
     X(INTS, model, attention_resolutions, "16", 0, 8192,                                           \
       "levels of this many rows get self-attention; 0: none but the middle's")                     \
@@ -115,7 +116,7 @@ enum ddpm_precision { DDPM_PRECISION_FP32, DDPM_PRECISION_BF16, DDPM_PRECISION_T
 
 typedef struct {
     int64_t image_height, image_width, image_channels, channels;
-    ddpm_int_list channel_mult;
+    ddpm_real_list channel_mult;
     int64_t num_res_blocks;
     ddpm_int_list attention_resolutions;
     int64_t num_heads, head_channels;
@@ -193,6 +194,10 @@ ddpm_status ddpm_config_print(const ddpm_config *c, char **out);
 /* The checks across keys: levels against image size (CONFIG says which sizes work), groups against
  * channels, heads, micro_batch dividing batch, beta_start < beta_end, ema at most 4. */
 ddpm_status ddpm_config_check(const ddpm_config *c);
+
+/* Channels of a level, 0 .. channel_mult.n - 1: channels * channel_mult[level], which
+ * ddpm_config_check has found to be a whole number. */
+int64_t ddpm_model_level_channels(const ddpm_model_config *m, int level);
 
 /* Keys whose values differ, as "model.channels: 128 -> 64\n..."; *out malloc'd, "" when equal.
  * `section` NULL = all. */

@@ -8,6 +8,7 @@
 #include "checked.h"
 #include "fail.h"
 
+#include <math.h>
 #include <stdio.h>
 #include <string.h>
 
@@ -38,6 +39,11 @@ static void meet(widths *w, int64_t width, const char *path, int level, int64_t 
     snprintf(w->place, sizeof w->place, "%s, level %d, block %lld", path, level, (long long)block);
 }
 
+int64_t ddpm_model_level_channels(const ddpm_model_config *m, int level)
+{
+    return llround((double)m->channels * m->channel_mult.v[level]);
+}
+
 static bool has_attention(const ddpm_model_config *m, int level)
 {
     for (int i = 0; i < m->attention_resolutions.n; i++)
@@ -49,11 +55,11 @@ static bool has_attention(const ddpm_model_config *m, int level)
  * each with a kept output beside its input; norm and conv-out. */
 static void walk_levels(const ddpm_model_config *m, widths *norms, widths *heads)
 {
-    int64_t kept[MAX_BLOCKS], now = m->channels;
+    int64_t kept[MAX_BLOCKS], now = ddpm_model_level_channels(m, 0);
     int n = 0;
     kept[n++] = now;
     for (int l = 0; l < m->channel_mult.n; l++) {
-        const int64_t out = m->channels * m->channel_mult.v[l];
+        const int64_t out = ddpm_model_level_channels(m, l);
         for (int64_t b = 0; b < m->num_res_blocks; b++, now = out) {
             meet(norms, now, "down", l, b);
             meet(norms, out, "down", l, b);
@@ -64,7 +70,7 @@ static void walk_levels(const ddpm_model_config *m, widths *norms, widths *heads
     }
     meet(heads, now, "middle", m->channel_mult.n - 1, 0);
     for (int l = m->channel_mult.n - 1; l >= 0; l--) {
-        const int64_t out = m->channels * m->channel_mult.v[l];
+        const int64_t out = ddpm_model_level_channels(m, l);
         for (int64_t b = 0; b <= m->num_res_blocks; b++, now = out) {
             meet(norms, now + kept[--n], "up", l, b);
             meet(norms, out, "up", l, b);
@@ -121,6 +127,12 @@ static ddpm_status check_attention(const ddpm_model_config *m)
 
 static ddpm_status check_widths(const ddpm_model_config *m)
 {
+    for (int l = 0; l < m->channel_mult.n; l++) {
+        const double width = (double)m->channels * m->channel_mult.v[l];
+        REQUIRE(fabs(width - (double)ddpm_model_level_channels(m, l)) < 1e-6, CONFIG,
+                "model.channel_mult: %g times %lld channels is %g, no whole number",
+                m->channel_mult.v[l], (long long)m->channels, width);
+    }
     widths norms = {.divisor = m->norm_groups};
     widths heads = {.divisor = m->head_channels ? m->head_channels : m->num_heads};
     walk_levels(m, &norms, &heads);
@@ -156,16 +168,16 @@ static ddpm_status check_size(const ddpm_config *c)
     const int64_t batch = c->train.micro_batch ? c->train.micro_batch : c->train.batch;
     const int64_t images = batch > c->sample.batch ? batch : c->sample.batch;
     for (int l = 0; l < m->channel_mult.n; l++) {
-        const int64_t extent[] = {images, m->image_height >> l, m->image_width >> l, m->channels,
-                                  m->channel_mult.v[l]};
+        const int64_t extent[] = {images, m->image_height >> l, m->image_width >> l,
+                                  ddpm_model_level_channels(m, l)};
         size_t bytes = 0;
-        const bool fits = checked_product(extent, 5, 2 * sizeof(float), &bytes) && bytes >> 44 == 0;
+        const bool fits = checked_product(extent, 4, 2 * sizeof(float), &bytes) && bytes >> 44 == 0;
         REQUIRE(
             fits, CONFIG,
             "model: an activation of level %d would have %lld x %lld x %lld x %lld values; take a "
             "smaller batch, image or width",
             l, (long long)extent[0], (long long)extent[1], (long long)extent[2],
-            (long long)(m->channels * m->channel_mult.v[l]));
+            (long long)extent[3]);
     }
     return DDPM_OK;
 }

@@ -20,7 +20,7 @@ void conv_in_build(struct builder *b, struct block *k)
     if (b->s) return;
     const ddpm_model_config *cfg = &b->m->cfg;
     b->prefix = ""; /* the parameters are named like the block */
-    set_extent(b, k, NO_SLOT, (int)cfg->channels, cfg->image_height, cfg->image_width);
+    set_extent(b, k, NO_SLOT, (int)ddpm_model_level_channels(cfg, 0), cfg->image_height, cfg->image_width);
     k->u.plain.conv = build_conv(b, "conv_in", k->c1, k->c, 3, 1, 1, false);
     k->y = build_activation(b, k->h, k->w, k->c);
 }

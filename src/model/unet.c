@@ -28,11 +28,6 @@ static bool level_has_attention(const ddpm_model_config *cfg, int level)
     return false;
 }
 
-static int level_channels(const ddpm_model_config *cfg, int level)
-{
-    return (int)(cfg->channels * cfg->channel_mult.v[level]);
-}
-
 static void add_res(struct walk *s, int skip, int c_out, const char *name)
 {
     struct builder *b = s->b;
@@ -63,7 +58,7 @@ static void add_level_down(struct walk *s, int level, bool last)
     char name[96];
     for (int j = 0; j < cfg->num_res_blocks; j++) {
         snprintf(name, sizeof name, "down_blocks.%d.resnets.%d", level, j);
-        add_res(s, NO_SLOT, level_channels(cfg, level), name);
+        add_res(s, NO_SLOT, (int)ddpm_model_level_channels(cfg, level), name);
         snprintf(name, sizeof name, "down_blocks.%d.attentions.%d", level, j);
         if (level_has_attention(cfg, level)) add_attention(s, name);
         push_skip(s);
@@ -85,7 +80,7 @@ static void add_level_up(struct walk *s, int level, int index)
     char name[96];
     for (int j = 0; j <= cfg->num_res_blocks; j++) {
         snprintf(name, sizeof name, "up_blocks.%d.resnets.%d", index, j);
-        add_res(s, s->skips[--s->n_skips], level_channels(cfg, level), name);
+        add_res(s, s->skips[--s->n_skips], (int)ddpm_model_level_channels(cfg, level), name);
         snprintf(name, sizeof name, "up_blocks.%d.attentions.%d", index, j);
         if (level_has_attention(cfg, level)) add_attention(s, name);
     }
@@ -101,9 +96,9 @@ static void add_level_up(struct walk *s, int level, int index)
 /* Columns of all time projections: one block's output channels, twice with scale_shift. */
 static int count_embedding(const ddpm_model_config *cfg)
 {
-    int sum = 2 * level_channels(cfg, cfg->channel_mult.n - 1);
+    int sum = 2 * (int)ddpm_model_level_channels(cfg, cfg->channel_mult.n - 1);
     for (int level = 0; level < cfg->channel_mult.n; level++)
-        sum += level_channels(cfg, level) * (int)(2 * cfg->num_res_blocks + 1);
+        sum += (int)ddpm_model_level_channels(cfg, level) * (int)(2 * cfg->num_res_blocks + 1);
     return cfg->scale_shift ? 2 * sum : sum;
 }
 
@@ -149,9 +144,9 @@ void unet_build(struct builder *b)
     push_skip(&s);
     for (int level = 0; level < levels; level++)
         add_level_down(&s, level, level == levels - 1);
-    add_res(&s, NO_SLOT, level_channels(cfg, levels - 1), "mid_block.resnets.0");
+    add_res(&s, NO_SLOT, (int)ddpm_model_level_channels(cfg, levels - 1), "mid_block.resnets.0");
     add_attention(&s, "mid_block.attentions.0");
-    add_res(&s, NO_SLOT, level_channels(cfg, levels - 1), "mid_block.resnets.1");
+    add_res(&s, NO_SLOT, (int)ddpm_model_level_channels(cfg, levels - 1), "mid_block.resnets.1");
     for (int level = levels; level-- > 0;)
         add_level_up(&s, level, levels - 1 - level);
     head_build(b, build_block(b, BLOCK_HEAD, "conv_out"), s.x, s.h, s.w);

@@ -15,6 +15,11 @@ fail() {
     exit 1
 }
 
+# Limits on address space mean nothing to a program built with AddressSanitizer, which maps terabytes at its start.
+is_sanitized() {
+    grep -q __asan_init "$ddpm"
+}
+
 # expect CODE TEXT COMMAND...: the exit code, and TEXT (a fixed string, "" for any) in the one line of a failure, which also
 # tells what is safe and what to do: at least three sentences.
 expect() {

@@ -75,7 +75,7 @@ static void published_sizes(void **state)
     ddpm_model_free(m);
 
     c.image_height = c.image_width = 256;
-    c.channel_mult = (ddpm_int_list){6, {1, 1, 2, 2, 4, 4}};
+    c.channel_mult = (ddpm_real_list){6, {1, 1, 2, 2, 4, 4}};
     assert_int_equal(ddpm_model_create(be, &c, &m), DDPM_OK);
     assert_int_equal(ddpm_model_parameter_total(m), 113673219); /* Ho 2020: 114 M */
     ddpm_model_free(m);

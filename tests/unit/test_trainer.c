@@ -220,8 +220,8 @@ static ddpm_status create_with(const char *dir, const char *const *set, int n)
 
 static void a_model_for_other_images_is_refused(void **state)
 {
-    assert_status(create_with(*state, (const char *const[]){"model.image_height=16"}, 1), DDPM_CONFIG);
-    assert_message("16x8x1");
+    assert_status(create_with(*state, (const char *const[]){"model.image_width=16"}, 1), DDPM_CONFIG);
+    assert_message("8x16x1");
     assert_message("8x8x1");
     assert_status(create_with(*state, (const char *const[]){"model.image_channels=3"}, 1), DDPM_CONFIG);
     assert_status(create_with(*state, (const char *const[]){"model.num_classes=3"}, 1), DDPM_CONFIG);

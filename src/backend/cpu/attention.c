@@ -6,7 +6,7 @@
  * thread, never T x T. An online softmax over blocks of keys was not taken: on a CPU a block of rows of T = 4096 is 1 MiB
  * and stays in the second-level cache, and the plain form needs no rescaling. */
 #include "cpu.h"
-#include "exp_lanes.h"
+#include "formulas.h"
 #include "gemm.h"
 
 #include <math.h>
@@ -42,11 +42,11 @@ static CPU_CLONES float exp_row(float *x, int64_t n, float scale, float shift)
     int64_t i = 0;
     for (; i + 16 <= n; i += 16)
         for (int j = 0; j < 16; j++) {
-            x[i + j] = exp_lane(scale * x[i + j] - shift);
+            x[i + j] = formula_exp(scale * x[i + j] - shift);
             sum[j] += x[i + j];
         }
     for (int j = 0; i < n; i++, j++) {
-        x[i] = exp_lane(scale * x[i] - shift);
+        x[i] = formula_exp(scale * x[i] - shift);
         sum[j] += x[i];
     }
     for (int half = 8; half > 0; half /= 2)
