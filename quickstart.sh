@@ -16,7 +16,7 @@ readonly test_packages=(g++ python3 python3-venv)
 readonly dataset=/usr/share/datasets/fashion-mnist
 readonly pack=quickstart/fashion-mnist run=quickstart/run config=configs/fashion-mnist.yaml
 # Training ends after this long on a machine slower than two cores of today; the schedule in the file needs less.
-readonly training_time=6m
+readonly training_time=7m
 
 part=start
 section() {
@@ -62,16 +62,32 @@ install_missing() {
 
 # ---- build ----
 
-# build PRESET [TARGET...]: configures once and builds.
+# build PRESET [TARGET...]: configures once, with what stands in `options`, and builds.
 build() {
     local preset=$1
     shift
-    cmake --preset "$preset" > "build-$preset.log" 2>&1 || {
+    cmake --preset "$preset" "${options[@]}" > "build-$preset.log" 2>&1 || {
         cat "build-$preset.log"
         return 1
     }
     rm -f "build-$preset.log"
     cmake --build --preset "$preset" ${1:+--target "$@"}
+}
+options=()
+
+has_gpu() {
+    [[ -e /dev/nvidia0 || -e /dev/dxg ]]
+}
+
+# The folder of a CUDA toolkit: the system's, or wheels from PyPI. cuda_wheels.sh has the options.
+toolkit() {
+    local nvcc
+    if nvcc=$(command -v nvcc || ls /usr/local/cuda/bin/nvcc 2> /dev/null); then
+        dirname "$(dirname "$(realpath "$nvcc")")"
+        return
+    fi
+    [[ -x build-cuda-wheels/toolkit/bin/nvcc ]] || cmake/cuda_wheels.sh "$@" build-cuda-wheels >&2
+    echo "$PWD/build-cuda-wheels/toolkit"
 }
 
 # ---- the way to images ----
@@ -95,6 +111,12 @@ images() {
     install_missing "${build_packages[@]}" "${data_packages[@]}"
 
     section "build"
+    if has_gpu; then
+        install_missing python3 python3-venv g++
+        options=(-DDDPM_CUDA=ON "-DCUDAToolkit_ROOT=$(toolkit)")
+    else
+        options=(-DDDPM_CUDA=OFF)
+    fi
     build release ddpm golden_check
 
     section "pack Fashion-MNIST"
@@ -137,7 +159,7 @@ fuzz() {
     fi
     install_missing libomp-dev
     cmake -S . -B build-fuzz -G Ninja -DCMAKE_BUILD_TYPE=RelWithDebInfo -DCMAKE_C_COMPILER=clang -DDDPM_FUZZ=ON \
-        -DDDPM_SANITIZE=fuzzer-no-link,address,undefined > build-fuzz.log 2>&1 || {
+        -DDDPM_CUDA=OFF -DDDPM_SANITIZE=fuzzer-no-link,address,undefined > build-fuzz.log 2>&1 || {
         cat build-fuzz.log
         return 1
     }
@@ -157,16 +179,43 @@ onednn3() {
         return
     fi
     rm -f build-onednn3.log
-    cmake -S . -B build-onednn3 -G Ninja -DCMAKE_BUILD_TYPE=Release -DDNNL_ROOT="$PWD/$venv" > /dev/null
+    cmake -S . -B build-onednn3 -G Ninja -DCMAKE_BUILD_TYPE=Release -DDDPM_CUDA=OFF -DDNNL_ROOT="$PWD/$venv" > /dev/null
     cmake --build build-onednn3
     version=$(sed -n 's/^#define DNNL_VERSION_M[A-Z]* //p' "$venv"/include/oneapi/dnnl/dnnl_version.h | paste -sd.)
     echo "oneDNN $version"
     ctest --test-dir build-onednn3 --output-on-failure --no-tests=error -L 'op|golden'
 }
 
+# The kernels' machine code for every GPU, and the kernels themselves, run by tests/cuda_on_cpu.
+cuda() {
+    local schedule
+    section "kernels, machine code for every GPU"
+    options=("-DCUDAToolkit_ROOT=$(toolkit --compiler)")
+    tests/build/kernels.py --nvcc "$(toolkit)/bin/nvcc"
+
+    section "CUDA backend on the CPU, under AddressSanitizer and UndefinedBehaviorSanitizer"
+    build emulated cuda_tests
+    for schedule in forward reverse random; do
+        echo "schedule: $schedule"
+        CUDA_ON_CPU_SCHEDULE=$schedule ctest --test-dir build-emulated --output-on-failure --no-tests=error \
+            -L "op|kernels$([[ $schedule == forward ]] && echo '|cuda|golden')"
+    done
+
+    section "races in shared memory"
+    build races cuda_tests
+    ctest --test-dir build-races --output-on-failure --no-tests=error -L 'op|kernels|cuda_on_cpu'
+
+    section "lines of kernels executed"
+    build coverage cuda_tests
+    ctest --test-dir build-coverage --output-on-failure --no-tests=error -L 'op|kernels|cuda_device'
+    tests/build/coverage.py build-coverage --least 95 --list
+    options=()
+}
+
 tests() {
     section "packages"
     install_missing "${build_packages[@]}" "${data_packages[@]}" "${test_packages[@]}"
+    options=(-DDDPM_CUDA=OFF)
 
     section "build, warnings are errors"
     build release
@@ -186,6 +235,8 @@ tests() {
     section "threaded parts under ThreadSanitizer"
     build tsan
     ctest --test-dir build-tsan --output-on-failure --no-tests=error -R "$tsan_tests"
+
+    cuda
 
     section "fuzz targets"
     fuzz

@@ -62,6 +62,8 @@ size_t ddpm_backend_scratch_bytes(const ddpm_backend *be);
 /* A promise that weights do not change until it is taken back: the backend may keep packed copies.
  */
 void ddpm_backend_freeze_weights(ddpm_backend *be, bool on);
+/* Bytes that the device can still give now; SIZE_MAX for the CPU, whose memory is the process's. */
+ddpm_status ddpm_backend_memory_available(ddpm_backend *be, size_t *out);
 /* Bytes the backend has allocated now and at most, blocks and scratch together. */
 size_t ddpm_backend_memory(const ddpm_backend *be);
 size_t ddpm_backend_memory_peak(const ddpm_backend *be);

@@ -6,6 +6,7 @@
 
 #include "fail.h"
 
+#include <stdlib.h>
 #include <string.h>
 
 /* "cuda" or "cuda:N" */
@@ -21,9 +22,16 @@ ddpm_status ddpm_backend_create(const char *device, int threads, ddpm_backend **
 {
     *out = NULL;
     REQUIRE(threads >= 0, ARG, "--threads %d: must be 0 (all) or more", threads);
+#ifdef DDPM_CUDA
+    if (!device) device = cuda_is_available() ? "cuda" : "cpu";
+#endif
     if (!device || strcmp(device, "cpu") == 0) return cpu_backend_create(threads, out);
     REQUIRE(is_cuda_name(device), ARG, "device \"%s\": known are \"cpu\", \"cuda\" and \"cuda:N\"", device);
+#ifdef DDPM_CUDA
+    return cuda_backend_create(device[4] ? atoi(device + 5) : 0, threads, out); /* at most four digits */
+#else
     return FAIL(BACKEND, "device \"%s\": this build has no CUDA backend; use --device cpu", device);
+#endif
 }
 
 void ddpm_backend_free(ddpm_backend *be)
@@ -75,6 +83,11 @@ ddpm_status ddpm_backend_zero(ddpm_backend *be, void *device, size_t bytes)
 ddpm_status ddpm_backend_sync(ddpm_backend *be)
 {
     return be->device->sync(be);
+}
+
+ddpm_status ddpm_backend_memory_available(ddpm_backend *be, size_t *out)
+{
+    return be->device->available(be, out);
 }
 
 void ddpm_backend_measure(ddpm_backend *be, bool on)

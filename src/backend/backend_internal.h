@@ -30,6 +30,7 @@ struct backend_device {
     ddpm_status (*download)(ddpm_backend *be, void *host, const void *device, size_t bytes);
     ddpm_status (*zero)(ddpm_backend *be, void *device, size_t bytes);
     ddpm_status (*sync)(ddpm_backend *be);
+    ddpm_status (*available)(ddpm_backend *be, size_t *out);
     /* Weights may have changed, or will not change until the next call. */
     void (*freeze_weights)(ddpm_backend *be, bool on);
 };
@@ -39,6 +40,7 @@ struct ddpm_backend {
     const struct ops *table; /* the device's own ops */
     char name[192];
     bool is_cpu, is_measuring, is_frozen, is_profiling;
+    bool takes_bf16; /* for activations: "dtype" in ops.h */
     int threads;
     size_t scratch_bytes; /* the largest scratch any op has asked for */
     size_t memory, memory_peak;
@@ -50,5 +52,8 @@ void backend_count(ddpm_backend *be, size_t bytes);
 void backend_uncount(ddpm_backend *be, size_t bytes);
 
 ddpm_status cpu_backend_create(int threads, ddpm_backend **out);
+/* Where the build has CUDA (DDPM_CUDA). Whether there is a device 0 that the kernels can run on: */
+bool cuda_is_available(void);
+ddpm_status cuda_backend_create(int ordinal, int threads, ddpm_backend **out);
 
 #endif

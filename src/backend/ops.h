@@ -1,17 +1,30 @@
 /* ops.h - every op of a backend: one list, one args struct and one contract each.
  *
- * The list makes the table type, both backends' tables, the parity tests and the bench rows; a
- * backend that lacks an op does not compile. Common to all: layout    images [N,H,W,C], channels
- * innermost (stride[3] = 1). Unless a line says "view", a tensor is contiguous. "view": a slice of
- * channels of a wider tensor, i.e. strides of dims 0..2 may be larger. dtype     f32, unless a line
- * says otherwise. nullable  a pointer may be NULL only where "or NULL" is written. aliasing  none
- * between an output and an input unless a line allows it. fails     SHAPE when extents disagree,
- * with both sides; NOMEM for scratch; BACKEND for a library's fault. While the backend measures,
- * data pointers may be NULL and nothing is written. order     enqueued on the backend's stream; the
- * bits do not depend on the number of threads.
+ * The list makes the table type, both backends' tables, the checks of a call's arguments
+ * (contracts.h), the parity tests and the bench rows; a backend that lacks an op does not link.
+ * Common to all:
+ *
+ *   layout    images [N,H,W,C], channels innermost (stride[3] = 1). Unless a line says "view", a
+ *             tensor is contiguous. "view": a slice of channels of a wider tensor, i.e. strides of
+ *             dims 0..2 may be larger.
+ *   dtype     f32, unless a line says otherwise. Where the backend takes bf16 (the CPU does not),
+ *             the activations of a call may be bf16 instead, all of one call alike: x, w, residual,
+ *             y, dx, dy of conv2d and linear; x1, x2, y, dy, dx*, add* of groupnorm; q, k, v, o and
+ *             their gradients; all of silu, add, upsample2, avgpool2; xt of q_sample; out and dout
+ *             of diffusion_loss; out of reverse_step. Everything else stays f32: parameters but
+ *             those w, gradients of parameters, emb, scale, shift and their gradients, embeddings,
+ *             stats, lse, softmax, the loss, noise, samples (x and x0_hat of reverse_step, x of
+ *             to_u8) and all that the optimiser touches.
+ *   nullable  a pointer may be NULL only where "or NULL" is written.
+ *   aliasing  none between an output and an input unless a line allows it.
+ *   fails     SHAPE when extents disagree, with both sides; NOMEM for scratch; BACKEND for a
+ *             library's fault. While the backend measures, data pointers may be NULL and nothing is
+ *             written.
+ *   order     enqueued on the backend's stream; the bits do not depend on the number of threads.
  *   "+="      accumulates into what is there (gradients of weights); otherwise outputs are
- * overwritten. random    keyed by philox.h; `index` is a device array [N] of the images' numbers
- * (position in the global batch, or sample number), so no result depends on how a batch is cut. */
+ *             overwritten.
+ *   random    keyed by philox.h; `index` is a device array [N] of the images' numbers (position in
+ *             the global batch, or sample number), so no result depends on how a batch is cut. */
 #ifndef BACKEND_OPS_H
 #define BACKEND_OPS_H
 
@@ -38,23 +51,29 @@ struct step_state {
 };
 
 /* y = x * w (+ bias[k]) (+ emb[n,k]) (+ residual); correlation, zero padding.
- *   x         [N,H,W,C] view          w   [K,kh,kw,C], kh = kw in {1, 3}; for kh = 1 w may be a
- * view of some of the input channels of a wider 1x1 kernel (stride[0] > C) bias      [K] or NULL
- * emb [N,K] view or NULL residual  [N,Ho,Wo,K] or NULL; may be y itself stride    1 or 2; pads
- * 0..2; Ho = (H + pad_top + pad_bottom - kh) / stride + 1 y         [N,Ho,Wo,K] */
+ *   x         [N,H,W,C] view
+ *   w         [K,kh,kw,C], kh = kw in {1, 3}; for kh = 1 w may be a view of some of the input
+ *             channels of a wider 1x1 kernel (stride[0] > C)
+ *   bias      [K] or NULL
+ *   emb       [N,K] view or NULL
+ *   residual  [N,Ho,Wo,K] or NULL; may be y itself
+ *   stride    1 or 2; pads 0..2; Ho = (H + pad_top + pad_bottom - kh) / stride + 1
+ *   y         [N,Ho,Wo,K]
+ * No extent is above 2^31 - 1. */
 struct conv2d_args {
     const ddpm_tensor *x, *w, *bias, *emb, *residual;
     int stride, pad_top, pad_left, pad_bottom, pad_right;
     ddpm_tensor *y;
 };
-/* dx = the transpose of conv2d in x applied to dy; with accumulate, dx +=. dx [N,H,W,C] view. */
+/* dx = the transpose of conv2d in x applied to dy; with accumulate, dx +=.
+ *   dx        [N,H,W,C] view */
 struct conv2d_bwd_data_args {
     const ddpm_tensor *dy, *w;
     int stride, pad_top, pad_left, pad_bottom, pad_right;
     bool accumulate;
     ddpm_tensor *dx;
 };
-/* dw += , db[k] += sum over n, pixels of dy (or NULL); demb[n,k] = sum over pixels of dy (view, or
+/* dw += ; db[k] += sum over n, pixels of dy (or NULL); demb[n,k] = sum over pixels of dy (view, or
  * NULL). x view; dw as conv2d's w, view for kh = 1. Sums over images in a fixed order. */
 struct conv2d_bwd_filter_args {
     const ddpm_tensor *x, *dy;
@@ -62,14 +81,17 @@ struct conv2d_bwd_filter_args {
     ddpm_tensor *dw, *db, *demb;
 };
 
-/* y[m,o] = sum_i x[m,i] w[o,i] + bias[o].  x [M,I] view, w [O,I], bias [O] or NULL, y [M,O] view.
- */
+/* y[m,o] = sum_i x[m,i] w[o,i] + bias[o].
+ *   x         [M,I] view
+ *   w         [O,I]
+ *   bias      [O] or NULL
+ *   y         [M,O] view */
 struct linear_args {
     const ddpm_tensor *x, *w, *bias;
     ddpm_tensor *y;
 };
-/* dx = dy w (or NULL; with accumulate +=), dw += dy^T x, db += column sums of dy (or NULL). x, dy,
- * dx views. */
+/* dx = dy w (with accumulate +=), dw += dy^T x, db += column sums of dy. x, dy, dx views; dx or
+ * NULL, and then w is not read; db or NULL. */
 struct linear_bwd_args {
     const ddpm_tensor *x, *w, *dy;
     bool accumulate;
@@ -77,15 +99,25 @@ struct linear_bwd_args {
 };
 
 /* GroupNorm over the channels of x1 and, behind them, x2 (a skip connection that is never copied
- * together): u = (x - mean) * rstd * gamma + beta            per image and group, rstd = 1/sqrt(var
- * + eps), biased var u = u * (1 + scale[n,c]) + shift[n,c]           where given  (FiLM;
- * guided-diffusion's scale-shift) u = u * sigmoid(u)                              with silu u =
- * keep(n, element) ? u / (1 - p) : 0          dropout p > 0: philox DROPOUT, step_state.step, index
- * = layer << 32 | index[n], element = (h*W + w)*C + c, keep when uniform >= p; with p > 0, state
- * and index are needed x1 [N,H,W,C1], x2 [N,H,W,C2] or NULL, gamma, beta [C1+C2], scale, shift
- * [N,C1+C2] views or NULL stats [N,groups,2] written: mean, rstd          y [N,H,W,C1+C2]; y may be
- * x1 when x2 is NULL groups divides C1+C2; a group may straddle x1 and x2. Statistics by a two-pass
- * or shifted sum: as good for a mean of 1000 and a deviation of 1 as for a mean of 0. */
+ * together):
+ *   u = (x - mean) * rstd * gamma + beta      per image and group, rstd = 1/sqrt(var + eps), biased
+ *                                             var
+ *   u = u * (1 + scale[n,c]) + shift[n,c]     where given (FiLM; guided-diffusion's scale-shift)
+ *   u = u * sigmoid(u)                        with silu
+ *   u = keep(n, element) ? u / (1 - p) : 0    dropout p > 0: philox DROPOUT, step_state.step,
+ *                                             index = layer << 32 | index[n],
+ *                                             element = (h*W + w)*C + c, keep when uniform >= p;
+ *                                             with p > 0, state and index are needed
+ *
+ *   x1        [N,H,W,C1]
+ *   x2        [N,H,W,C2] or NULL
+ *   gamma, beta   [C1+C2]
+ *   scale, shift  [N,C1+C2] views or NULL
+ *   groups    divides C1+C2; a group may straddle x1 and x2
+ *   stats     [N,groups,2] written: mean, rstd
+ *   y         [N,H,W,C1+C2]; may be x1 when x2 is NULL
+ * Statistics by a two-pass or shifted sum: as good for a mean of 1000 and a deviation of 1 as for a
+ * mean of 0. */
 struct groupnorm_args {
     const ddpm_tensor *x1, *x2, *gamma, *beta, *scale, *shift;
     int groups;
@@ -97,9 +129,12 @@ struct groupnorm_args {
     const uint64_t *index;          /* device [N] */
     ddpm_tensor *stats, *y;
 };
-/* From dy: dx1 = ... (+ add1), dx2 = ... (+ add2); dgamma, dbeta +=; dscale, dshift [N,C] views
- * written where scale and shift are given. add1 [N,H,W,C1] and add2 [N,H,W,C2] or NULL may be dx1,
- * dx2; dx1 may be dy when x2 is NULL. The normalised values are computed again from x and stats. */
+/* From dy [N,H,W,C1+C2]: dx1 = ... (+ add1), dx2 = ... (+ add2); dgamma, dbeta +=. The normalised
+ * values are computed again from x and stats.
+ *   add1      [N,H,W,C1] or NULL; may be dx1
+ *   add2      [N,H,W,C2] or NULL; may be dx2
+ *   dx1, dx2  as x1, x2; dx1 may be dy when x2 is NULL
+ *   dscale, dshift  [N,C1+C2] views, written where scale and shift are given */
 struct groupnorm_bwd_args {
     const ddpm_tensor *dy, *x1, *x2, *gamma, *beta, *scale, *shift, *stats;
     int groups;
@@ -114,8 +149,8 @@ struct groupnorm_bwd_args {
 
 /* o = softmax(scale * q k^T) v for each image and head.
  *   q, k, v, o  [N,T,heads,D] views: stride[3] = 1, other strides free (slices of a joint
- * projection, either order) lse         [N,heads,T] written or NULL: log of the sum of
- * exponentials, for backward */
+ *               projection, either order)
+ *   lse         [N,heads,T] written or NULL: log of the sum of exponentials, for backward */
 struct attention_args {
     const ddpm_tensor *q, *k, *v;
     float scale;
@@ -141,8 +176,8 @@ struct softmax_bwd_args {
     ddpm_tensor *dx;
 };
 
-/* y = x * sigmoid(x); dx = dy * silu'(x). Any shape; y may be x, dx may be dy; with accumulate dx
- * +=. */
+/* y = x * sigmoid(x); dx = dy * silu'(x), with accumulate dx +=. Any shape; y may be x, dx may be
+ * dy. */
 struct silu_args {
     const ddpm_tensor *x;
     ddpm_tensor *y;
@@ -153,8 +188,9 @@ struct silu_bwd_args {
     ddpm_tensor *dx;
 };
 
-/* Nearest neighbour: y[n,h,w,c] = x[n,h/2,w/2,c]; backward sums the four. x [N,H,W,C], y
- * [N,2H,2W,C]. */
+/* Nearest neighbour: y[n,h,w,c] = x[n,h/2,w/2,c]; backward sums the four.
+ *   x         [N,H,W,C]
+ *   y         [N,2H,2W,C] */
 struct upsample2_args {
     const ddpm_tensor *x;
     ddpm_tensor *y;
@@ -175,9 +211,9 @@ struct avgpool2_bwd_args {
     ddpm_tensor *dx;
 };
 
-/* y[n,:] of width D: f_i = exp(-ln(10000) i / (D/2 - shift)) in float, i < D/2; sin_cos: [sin(t f)
- * | cos(t f)], else [cos | sin]; an odd D ends with a zero. t f32 device [N] (may be fractional).
- * [DDPM 2020, section 3.3; Vaswani 2017] */
+/* y[n,:] of width D: f_i = exp(-ln(10000) i / (D/2 - shift)) in float, i < D/2; sin_cos:
+ * [sin(t f) | cos(t f)], else [cos | sin]; an odd D ends with a zero. t f32 device [N] (may be
+ * fractional). D/2 is above shift.             [DDPM 2020, section 3.3; Vaswani 2017] */
 struct time_embedding_args {
     const ddpm_tensor *t; /* [N] */
     bool sin_cos;
@@ -234,9 +270,12 @@ struct q_sample_args {
 };
 
 /* Value and gradient in one pass. target = tcoef[t][0] x0 + tcoef[t][1] eps: (0,1) eps, (1,0) x0,
- * (-sqrt(1-abar), sqrt(abar)) v. x0, flip, eps, t and the key as in q_sample.      [DDPM 2020, eq.
- * 14; Salimans & Ho 2022] out    [N,H,W,C] the network's answer weight f32 device [N] or NULL: of
- * each image loss   f32 [N] = weight * mean over H,W,C of (out - target)^2, summed in a fixed order
+ * (-sqrt(1-abar), sqrt(abar)) v. x0, flip, eps, t and the key as in q_sample.
+ *                                              [DDPM 2020, eq. 14; Salimans & Ho 2022]
+ *   out    [N,H,W,C] the network's answer
+ *   tcoef  f32 device [T+1,2]
+ *   weight f32 device [N] or NULL: of each image
+ *   loss   f32 [N] = weight * mean over H,W,C of (out - target)^2, summed in a fixed order
  *   dout   [N,H,W,C] = scale * weight * 2 (out - target) / (H*W*C); may be out; or NULL */
 struct diffusion_loss_args {
     const ddpm_tensor *x0, *eps, *out;
@@ -250,14 +289,21 @@ struct diffusion_loss_args {
     bool use_step;
     float scale;
     ddpm_tensor *loss, *dout;
+    /* f32 [4,2] or NULL: += { sum of loss, count } of the images whose t lies in each quarter of 1 .. T, quarter
+     * (t - 1) * 4 / T, in the order of n. T is read with it alone. */
+    ddpm_tensor *quartiles;
+    int32_t T;
 };
 
 /* One step back, for every sampler that is linear in (x0_hat, x_t, out, z):
  *   x0_hat = clamp(x0_x * x_t + x0_out * out, lo, hi)
  *   x'     = to_x0 * x0_hat + to_x * x_t + to_out * out + sigma * z
+ *
  *   rows   f32 device [N,8] { x0_x, x0_out, lo, hi, to_x0, to_x, to_out, sigma }, one per image
  *   noise  z [N,H,W,C]; or NULL: drawn as by gaussian with PHILOX_REVERSE, use_step; not drawn
- * where sigma == 0 x      [N,H,W,C] x_t, and x' in place;  x0_hat [N,H,W,C] written, or NULL
+ *          where sigma == 0
+ *   x      [N,H,W,C] x_t, and x' in place
+ *   x0_hat [N,H,W,C] written, or NULL
  * Ancestral [DDPM 2020, eq. 6, 7, algorithm 2] and DDIM [Song 2021, eq. 12] differ in the rows
  * alone (sampler.h). */
 struct reverse_step_args {
@@ -274,12 +320,16 @@ struct sum_squares_args {
     double *sum;
 };
 
-/* Clip by global norm, AdamW, every EMA, and g = 0, in one pass. [Kingma & Ba 2015; Loshchilov &
- * Hutter 2019] c = clip_norm > 0 ? min(1, clip_norm / (sqrt(*sum) + 1e-6)) : 1           (as
- * torch.nn.utils.clip_grad_norm_) g' = c g;  m = m + (1-beta1)(g' - m);  v = beta2 v + (1-beta2)
- * g'^2 p  = p (1 - lr wd) - lr / bias1 * m / (sqrt(v) / sqrt(bias2) + eps)        ema_k += (1 -
- * decay_k)(p - ema_k) Where *sum is not finite nothing but g = 0 happens: the step is skipped. p,
- * g, m, v, ema[k] f32 [n]. */
+/* Clip by global norm, AdamW, every EMA, and g = 0, in one pass.
+ *                                              [Kingma & Ba 2015; Loshchilov & Hutter 2019]
+ *   c   = clip_norm > 0 ? min(1, clip_norm / (sqrt(*sum) + 1e-6)) : 1
+ *                                              (as torch.nn.utils.clip_grad_norm_)
+ *   g'  = c g
+ *   m   = m + (1-beta1)(g' - m);  v = beta2 v + (1-beta2) g'^2
+ *   p   = p (1 - lr wd) - lr / bias1 * m / (sqrt(v) / sqrt(bias2) + eps)
+ *   ema_k += (1 - decay_k)(p - ema_k)
+ * Where *sum is not finite nothing but g = 0 happens: the step is skipped. p, g, m, v, ema[k] f32
+ * [n]. */
 struct adamw_args {
     ddpm_tensor *p, *g, *m, *v;
     ddpm_tensor *ema[OPS_EMA_MAX]; /* the first n_ema */
@@ -287,6 +337,7 @@ struct adamw_args {
     float beta1, beta2, eps, weight_decay, clip_norm;
     const double *sum; /* device; of sum_squares */
     const struct step_state *state;
+    ddpm_tensor *half; /* bf16 [n] or NULL: p rounded to nearest even, written in the same pass; also where the step is skipped */
 };
 
 /* y = u8(clamp((x + 1) * 127.5, 0, 255)), truncated, as guided-diffusion. Same shape. */

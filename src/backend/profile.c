@@ -1,11 +1,14 @@
-/* profile.c - the table callers get: each op, timed when asked.
+/* profile.c - the table callers get: each op, its arguments checked, timed when asked.
  *
- * Every op goes through one wrapper made from OP_LIST. When nobody measures that costs one test per op; when somebody
+ * Every op goes through one wrapper made from OP_LIST. It holds the call against its contract, so that the ops of every
+ * backend begin with their work. When nobody takes the time that costs one test more per op; when somebody
  * does, the wrapper waits for the device after the op, so that the time is the op's own. FLOPs are those of the definition,
  * so that a faster algorithm shows as a higher rate. */
 #include "profile.h"
 
 #include "backend_internal.h"
+#include "contracts.h"
+#include "fail.h"
 
 #include <string.h>
 #include <time.h>
@@ -77,6 +80,7 @@ static ddpm_status note(ddpm_backend *be, int op, const void *args, double begin
 #define X(op)                                                                                      \
     static ddpm_status call_##op(ddpm_backend *be, const struct op##_args *a)                      \
     {                                                                                              \
+        TRY(expect_##op(be, a));                                                                   \
         if (!be->is_profiling || be->is_measuring) return be->table->op(be, a);                    \
         const double begin = seconds_now();                                                        \
         return note(be, OP_##op, a, begin, be->table->op(be, a));                                  \

@@ -132,9 +132,10 @@ static ddpm_status largest_micro_batch(ddpm_trainer *t, uint64_t available, int6
 
 static ddpm_status memory_check(ddpm_trainer *t)
 {
-    if (!ddpm_backend_is_cpu(t->be)) return DDPM_OK; /* the device's allocator says it itself */
-    const char *limit;
-    const uint64_t available = memory_available(&limit);
+    const char *limit = ddpm_backend_name(t->be);
+    size_t on_device;
+    TRY(ddpm_backend_memory_available(t->be, &on_device));
+    const uint64_t available = ddpm_backend_is_cpu(t->be) ? memory_available(&limit) : on_device;
     uint64_t needed;
     TRY(needed_bytes(t, t->micro_batch, &needed));
     if (needed <= available) return DDPM_OK;

@@ -16,6 +16,7 @@
 #include <cmocka.h>
 
 #include "fail.h"
+#include "op_device.h"
 #include "ops.h"
 #include "philox.h"
 
@@ -39,7 +40,7 @@
 static inline ddpm_backend *op_backend(int threads)
 {
     ddpm_backend *be = NULL;
-    OP_OK(ddpm_backend_create("cpu", threads, &be));
+    OP_OK(ddpm_backend_create(op_device(), threads, &be));
     return be;
 }
 

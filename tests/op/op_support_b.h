@@ -3,6 +3,7 @@
 #ifndef TESTS_OP_SUPPORT_B_H
 #define TESTS_OP_SUPPORT_B_H
 
+#include "op_device.h"
 #include "support.h"
 
 #include "ops.h"
@@ -40,7 +41,7 @@ static inline int op_teardown(void **state)
 static inline ddpm_backend *cpu_with(int threads)
 {
     ddpm_backend *be = NULL;
-    assert_ok(ddpm_backend_create("cpu", threads, &be));
+    assert_ok(ddpm_backend_create(op_device(), threads, &be));
     return be;
 }
 

@@ -5,7 +5,7 @@
 
 struct data {
     int64_t n, h, w, c, size;
-    float *x0, *eps, *out, *weight, *tcoef, *loss, *dout;
+    float *x0, *eps, *out, *weight, *tcoef, *loss, *dout, *quartiles;
     uint8_t *x0_u8, *flip;
     int32_t *t;
     uint64_t *index;
@@ -49,6 +49,7 @@ static void run(int threads, const struct data *d, float scale)
     ddpm_tensor eps = ddpm_tensor_4d(d->eps, d->n, d->h, d->w, d->c);
     ddpm_tensor out = ddpm_tensor_4d(d->out, d->n, d->h, d->w, d->c);
     ddpm_tensor dout = ddpm_tensor_4d(d->dout, d->n, d->h, d->w, d->c), loss = ddpm_tensor_1d(d->loss, d->n);
+    ddpm_tensor quartiles = ddpm_tensor_2d(d->quartiles, 4, 2);
     if (d->u8) x0.dtype = DDPM_U8;
     assert_ok(backend_ops(be)->diffusion_loss(
         be, &(struct diffusion_loss_args){.x0 = &x0,
@@ -64,7 +65,9 @@ static void run(int threads, const struct data *d, float scale)
                                           .use_step = true,
                                           .scale = scale,
                                           .loss = &loss,
-                                          .dout = d->value_only ? NULL : &dout}));
+                                          .dout = d->value_only ? NULL : &dout,
+                                          .quartiles = d->quartiles ? &quartiles : NULL,
+                                          .T = d->quartiles ? 10 : 0}));
     ddpm_backend_free(be);
 }
 
@@ -188,6 +191,31 @@ static void test_agrees_with_q_sample(void **state)
     ddpm_backend_free(be);
 }
 
+/* t = 1 .. 10 lies in quarters 0 0 0 1 1 2 2 2 3 3. Two calls add up; each is a sum in double, rounded once: same bits.
+ * An answer that is no number stays in its quarter. */
+static void test_quartiles(void **state)
+{
+    (void)state;
+    const int quarter[11] = {-1, 0, 0, 0, 1, 1, 2, 2, 2, 3, 3};
+    struct data d = make(601, 2, 1, 3, 12);
+    float want[8] = {0.5f, 3, 0, 0, 0, 0, 1e8f, 1e6f};
+    d.quartiles = copy_of(want, 8);
+    for (int call = 0; call < 2; call++) {
+        run(2, &d, 1);
+        double sum[8] = {0};
+        for (int n = 0; n < 601; n++) {
+            sum[2 * quarter[d.t[n]]] += (double)d.loss[n];
+            sum[2 * quarter[d.t[n]] + 1] += 1;
+        }
+        for (int i = 0; i < 8; i++)
+            want[i] = (float)((double)want[i] + sum[i]);
+        assert_bits(d.quartiles, want, 8);
+    }
+    d.out[6 * d.size] = NAN; /* t[6] = 9 */
+    run(2, &d, 1);
+    assert_true(!isnan(d.quartiles[0]) && !isnan(d.quartiles[2]) && !isnan(d.quartiles[4]) && isnan(d.quartiles[6]));
+}
+
 static void test_fails(void **state)
 {
     (void)state;
@@ -204,6 +232,15 @@ static void test_fails(void **state)
     assert_status(backend_ops(be)->diffusion_loss(be, &a), DDPM_SHAPE);
     assert_message("state and index are needed");
     a.eps = &x0;
+    ddpm_tensor quartiles = ddpm_tensor_2d(d.dout, 4, 2);
+    a.quartiles = &quartiles;
+    assert_status(backend_ops(be)->diffusion_loss(be, &a), DDPM_SHAPE);
+    assert_message("quartiles of T = 0 steps");
+    a.T = 10;
+    assert_ok(backend_ops(be)->diffusion_loss(be, &a));
+    quartiles = ddpm_tensor_2d(d.dout, 2, 4);
+    assert_status(backend_ops(be)->diffusion_loss(be, &a), DDPM_SHAPE);
+    a.quartiles = NULL;
     out.dim[0] = 1;
     assert_status(backend_ops(be)->diffusion_loss(be, &a), DDPM_SHAPE);
     ddpm_backend_free(be);
@@ -213,6 +250,6 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {OP_TEST(test_values),    OP_TEST(test_gradient),
                                        OP_TEST(test_same_bits), OP_TEST(test_agrees_with_q_sample),
-                                       OP_TEST(test_fails)};
+                                       OP_TEST(test_quartiles), OP_TEST(test_fails)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -43,6 +43,7 @@ struct run {
     int n_ema;
     float weight_decay, clip_norm;
     float *p, *g, *m, *v, *ema[OPS_EMA_MAX];
+    uint16_t *half; /* or NULL */
 };
 
 static const float decays[OPS_EMA_MAX] = {0.999f, 0.9f, 0.9999f, 0.5f};
@@ -78,7 +79,8 @@ static void update(ddpm_backend *be, const struct run *r, int step, double force
                             .bias2 = (float)(1 - pow((double)beta2, step))};
     memcpy(st.ema_decay, decays, sizeof decays);
     ddpm_tensor p = ddpm_tensor_1d(r->p, r->n), g = ddpm_tensor_1d(r->g, r->n), m = ddpm_tensor_1d(r->m, r->n);
-    ddpm_tensor v = ddpm_tensor_1d(r->v, r->n), ema[OPS_EMA_MAX];
+    ddpm_tensor v = ddpm_tensor_1d(r->v, r->n), half = ddpm_tensor_1d(r->half, r->n), ema[OPS_EMA_MAX];
+    half.dtype = DDPM_BF16;
     struct adamw_args a = {.p = &p,
                            .g = &g,
                            .m = &m,
@@ -89,7 +91,8 @@ static void update(ddpm_backend *be, const struct run *r, int step, double force
                            .eps = eps,
                            .weight_decay = r->weight_decay,
                            .clip_norm = r->clip_norm,
-                           .state = &st};
+                           .state = &st,
+                           .half = r->half ? &half : NULL};
     for (int k = 0; k < r->n_ema; k++) {
         ema[k] = ddpm_tensor_1d(r->ema[k], r->n);
         a.ema[k] = &ema[k];
@@ -175,6 +178,63 @@ static void test_skip(void **state)
     }
 }
 
+static float of_half(uint32_t half)
+{
+    const uint32_t bits = half << 16;
+    float x;
+    memcpy(&x, &bits, sizeof x);
+    return x;
+}
+
+/* The nearer of the two bf16 around x, the even one where both are as near. */
+static uint32_t nearest_half(float x)
+{
+    uint32_t bits;
+    memcpy(&bits, &x, sizeof bits);
+    const uint32_t low = bits >> 16, high = low + 1;
+    const double below = fabs((double)x - (double)of_half(low)), above = fabs((double)of_half(high) - (double)x);
+    return below < above || (below == above && low % 2 == 0) ? low : high;
+}
+
+/* bf16 weights: p of the same step, rounded, with any number of threads. */
+static void test_half(void **state)
+{
+    (void)state;
+    for (int t = 0; t < THREAD_COUNTS; t++) {
+        struct run r = make(20011, 1, 0.1f, 1);
+        r.half = take((size_t)(r.n + 1) * sizeof *r.half);
+        r.half[r.n] = 42;
+        ddpm_backend *be = cpu_with(thread_counts[t]);
+        update(be, &r, 1, 0);
+        ddpm_backend_free(be);
+        for (int64_t i = 0; i < r.n; i++)
+            assert_int_equal(r.half[i], nearest_half(r.p[i]));
+        assert_int_equal(r.half[r.n], 42);
+    }
+}
+
+/* Ties, carries, the ends of the range, and what is no number, where the step is skipped: p as it is, rounded. */
+static void test_half_values(void **state)
+{
+    (void)state;
+    const uint32_t cases[][2] = {{0x3f808000, 0x3f80}, {0x3f818000, 0x3f82}, {0x3f808001, 0x3f81}, {0x3f807fff, 0x3f80},
+                                 {0xbfff8000, 0xc000}, {0x00008000, 0x0000}, {0x00018000, 0x0002}, {0x80000001, 0x8000},
+                                 {0x007fffff, 0x0080}, {0x7f7f7fff, 0x7f7f}, {0x7f7fffff, 0x7f80}, {0xff800000, 0xff80},
+                                 {0x7f800001, 0x7fff}, {0xffffffff, 0x7fff}, {0x7fc00000, 0x7fff}};
+    enum { CASES = sizeof cases / sizeof *cases };
+    struct run r = make(CASES, 0, 0.1f, 1);
+    r.half = take(CASES * sizeof *r.half);
+    for (int i = 0; i < CASES; i++)
+        memcpy(&r.p[i], &cases[i][0], sizeof(float));
+    ddpm_backend *be = cpu_with(1);
+    update(be, &r, 1, INFINITY);
+    ddpm_backend_free(be);
+    for (int i = 0; i < CASES; i++) {
+        assert_int_equal(r.half[i], cases[i][1]);
+        assert_memory_equal(&r.p[i], &cases[i][0], sizeof(float));
+    }
+}
+
 static void test_threads(void **state)
 {
     (void)state;
@@ -211,6 +271,10 @@ static void test_fails(void **state)
     a.n_ema = OPS_EMA_MAX + 1;
     assert_status(backend_ops(be)->adamw(be, &a), DDPM_SHAPE);
     a.n_ema = 0;
+    a.half = &m; /* not bf16 */
+    assert_status(backend_ops(be)->adamw(be, &a), DDPM_SHAPE);
+    assert_message("adamw: half is f32, expected bf16");
+    a.half = NULL;
     a.sum = NULL;
     assert_status(backend_ops(be)->adamw(be, &a), DDPM_SHAPE);
     ddpm_backend_free(be);
@@ -219,6 +283,7 @@ static void test_fails(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {OP_TEST(test_sum_squares), OP_TEST(test_adamw), OP_TEST(test_skip),
-                                       OP_TEST(test_threads), OP_TEST(test_fails)};
+                                       OP_TEST(test_half), OP_TEST(test_half_values), OP_TEST(test_threads),
+                                       OP_TEST(test_fails)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -1,4 +1,4 @@
-/* conv.h - what the ways to compute a convolution share. conv.c checks and chooses; conv_1x1.c, conv_winograd.c,
+/* conv.h - what the ways to compute a convolution share. conv.c chooses; conv_1x1.c, conv_winograd.c,
  * conv_onednn.c and conv_patches.c compute. Each pass of each way asks for scratch, returns while measuring, and computes all of its op. */
 #ifndef CPU_CONV_H
 #define CPU_CONV_H

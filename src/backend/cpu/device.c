@@ -136,6 +136,14 @@ static ddpm_status cpu_sync(ddpm_backend *be)
     return DDPM_OK;
 }
 
+/* Nothing of its own: what the process may still take is its system's and its limits' to say. */
+static ddpm_status cpu_available(ddpm_backend *be, size_t *out)
+{
+    (void)be;
+    *out = SIZE_MAX;
+    return DDPM_OK;
+}
+
 static void cpu_free(ddpm_backend *be)
 {
     struct cpu_backend *cpu = cpu_of(be);
@@ -190,6 +198,7 @@ static const struct backend_device cpu_device = {
     .download = cpu_download,
     .zero = cpu_zero,
     .sync = cpu_sync,
+    .available = cpu_available,
     .freeze_weights = cpu_freeze,
 };
 

@@ -65,20 +65,12 @@ static const float *load_eps(const struct source *s, int64_t n, int64_t first, i
     return noise_normals(&key, first, count, room);
 }
 
-static ddpm_status expect_source(const ddpm_backend *be, const char *op, struct source *s, const int32_t *t,
-                                 const float *coef)
+static void cut_source(struct source *s)
 {
-    const ddpm_dtype dtype = s->x0 && s->x0->dtype == DDPM_U8 ? DDPM_U8 : DDPM_F32;
-    TRY(cpu_expect(be, op, "x0", s->x0, dtype, CPU_DENSE, 4, (int64_t[]){-1, -1, -1, -1}));
-    if (s->eps) TRY(cpu_expect(be, op, "eps", s->eps, DDPM_F32, CPU_DENSE, 4, s->x0->dim));
     s->channels = s->x0->dim[3];
     s->row = s->x0->dim[2] * s->channels;
     s->size = s->x0->dim[1] * s->row;
     s->runs = cpu_ceil_div(s->size, RUN);
-    if (cpu_is_measuring(be)) return DDPM_OK;
-    REQUIRE(t && coef, SHAPE, "%s: t or its coefficients are missing", op);
-    REQUIRE(s->eps || (s->state && s->index), SHAPE, "%s: without eps, state and index are needed", op);
-    return DDPM_OK;
 }
 
 /* ---- q_sample ---- */
@@ -122,12 +114,10 @@ ddpm_status cpu_q_sample(ddpm_backend *be, const struct q_sample_args *a)
                                     .purpose = a->purpose,
                                     .use_step = a->use_step},
                          .t = a->t,
-                         .coef = a->coef};
-    TRY(expect_source(be, "q_sample", &q.source, a->t, a->coef));
-    TRY(cpu_expect(be, "q_sample", "xt", a->xt, DDPM_F32, CPU_DENSE, 4, a->x0->dim));
-    if (cpu_is_measuring(be)) return DDPM_OK;
-    q.xt = a->xt->data;
-    cpu_run(be, a->x0->dim[0] * q.source.runs, q_sample_task, &q);
+                         .coef = a->coef,
+                         .xt = a->xt->data};
+    cut_source(&q.source);
+    if (!cpu_is_measuring(be)) cpu_run(be, a->x0->dim[0] * q.source.runs, q_sample_task, &q);
     return DDPM_OK;
 }
 
@@ -181,6 +171,21 @@ static void loss_task(void *context, int64_t task, int thread)
     l->part[task] = sum;
 }
 
+/* The images of each quarter in double, in the order of n, then added once. */
+static void add_quartiles(const struct diffusion_loss_args *a)
+{
+    const float *loss = a->loss->data;
+    float *quartiles = a->quartiles->data;
+    double sum[4][2] = {{0}};
+    for (int64_t n = 0; n < a->x0->dim[0]; n++) {
+        const int64_t quarter = ((int64_t)a->t[n] - 1) * 4 / a->T;
+        sum[quarter][0] += (double)loss[n];
+        sum[quarter][1] += 1;
+    }
+    for (int i = 0; i < 8; i++)
+        quartiles[i] = (float)((double)quartiles[i] + sum[i / 2][i % 2]);
+}
+
 ddpm_status cpu_diffusion_loss(ddpm_backend *be, const struct diffusion_loss_args *a)
 {
     struct diffusion_loss l = {.source = {.x0 = a->x0,
@@ -191,10 +196,7 @@ ddpm_status cpu_diffusion_loss(ddpm_backend *be, const struct diffusion_loss_arg
                                           .purpose = a->purpose,
                                           .use_step = a->use_step},
                                .args = a};
-    TRY(expect_source(be, "diffusion_loss", &l.source, a->t, a->tcoef));
-    TRY(cpu_expect(be, "diffusion_loss", "out", a->out, DDPM_F32, CPU_DENSE, 4, a->x0->dim));
-    CPU_EXPECT(be, "diffusion_loss", a->loss, CPU_DENSE, a->x0->dim[0]);
-    if (a->dout) TRY(cpu_expect(be, "diffusion_loss", "dout", a->dout, DDPM_F32, CPU_DENSE, 4, a->x0->dim));
+    cut_source(&l.source);
     const int64_t images = a->x0->dim[0], runs = l.source.runs;
     void *part;
     TRY(cpu_scratch(be, (size_t)(images * runs) * sizeof(double), &part));
@@ -208,6 +210,7 @@ ddpm_status cpu_diffusion_loss(ddpm_backend *be, const struct diffusion_loss_arg
         const double weight = a->weight ? (double)a->weight[n] : 1.0;
         ((float *)a->loss->data)[n] = (float)(weight * sum / (double)l.source.size);
     }
+    if (a->quartiles) add_quartiles(a);
     return DDPM_OK;
 }
 
@@ -258,12 +261,7 @@ static void reverse_task(void *context, int64_t task, int thread)
 
 ddpm_status cpu_reverse_step(ddpm_backend *be, const struct reverse_step_args *a)
 {
-    CPU_EXPECT(be, "reverse_step", a->x, CPU_DENSE, -1, -1, -1, -1);
-    TRY(cpu_expect(be, "reverse_step", "out", a->out, DDPM_F32, CPU_DENSE, 4, a->x->dim));
-    if (a->noise) TRY(cpu_expect(be, "reverse_step", "noise", a->noise, DDPM_F32, CPU_DENSE, 4, a->x->dim));
-    if (a->x0_hat) TRY(cpu_expect(be, "reverse_step", "x0_hat", a->x0_hat, DDPM_F32, CPU_DENSE, 4, a->x->dim));
     if (cpu_is_measuring(be)) return DDPM_OK;
-    REQUIRE(a->rows, SHAPE, "reverse_step: rows are missing");
     for (int64_t n = 0; n < a->x->dim[0]; n++)
         REQUIRE(a->rows[8 * n + 7] == 0.0f || a->noise || (a->state && a->index), SHAPE,
                 "reverse_step: image %lld has sigma %g: noise, or state and index, are needed", (long long)n,

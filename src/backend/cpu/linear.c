@@ -61,12 +61,7 @@ static void forward_task(void *context, int64_t i, int thread)
 
 ddpm_status cpu_linear(ddpm_backend *be, const struct linear_args *a)
 {
-    CPU_EXPECT(be, "linear", a->x, CPU_VIEW, -1, -1);
-    const int64_t m = a->x->dim[0], in = a->x->dim[1];
-    CPU_EXPECT(be, "linear", a->w, CPU_DENSE, -1, in);
-    const int64_t out = a->w->dim[0];
-    CPU_EXPECT_OR_NULL(be, "linear", a->bias, CPU_DENSE, out);
-    CPU_EXPECT(be, "linear", a->y, CPU_VIEW, m, out);
+    const int64_t m = a->x->dim[0], in = a->x->dim[1], out = a->w->dim[0];
     struct linear_call c = {.fwd = a, .m = m, .in = in, .out = out, .n_columns = blocks(out, COLUMNS)};
     const size_t bytes = conv_line(gemm_packed_floats(in, out) * sizeof(float));
     void *scratch, *packed;
@@ -119,15 +114,7 @@ static void dw_task(void *context, int64_t i, int thread)
 
 ddpm_status cpu_linear_bwd(ddpm_backend *be, const struct linear_bwd_args *a)
 {
-    const char *op = "linear_bwd";
-    CPU_EXPECT(be, op, a->dy, CPU_VIEW, -1, -1);
-    const int64_t m = a->dy->dim[0], out = a->dy->dim[1];
-    CPU_EXPECT(be, op, a->x, CPU_VIEW, m, -1);
-    const int64_t in = a->x->dim[1];
-    CPU_EXPECT_OR_NULL(be, op, a->dx, CPU_VIEW, m, in);
-    if (a->dx) CPU_EXPECT(be, op, a->w, CPU_DENSE, out, in);
-    CPU_EXPECT(be, op, a->dw, CPU_DENSE, out, in);
-    CPU_EXPECT_OR_NULL(be, op, a->db, CPU_DENSE, out);
+    const int64_t m = a->x->dim[0], in = a->x->dim[1], out = a->dy->dim[1];
     struct linear_call c = {.bwd = a, .m = m, .in = in, .out = out, .n_columns = blocks(in, COLUMNS)};
     void *scratch;
     TRY(cpu_scratch(be, (size_t)cpu_threads(be) * gemm_work_floats() * sizeof(float), &scratch));

@@ -13,23 +13,12 @@
 #include "formulas.h"
 #include "noise.h"
 
-ddpm_status norm_shape_of(const ddpm_backend *be, const char *op, const ddpm_tensor *x1, const ddpm_tensor *x2,
-                          const ddpm_tensor *gamma, const ddpm_tensor *beta, const ddpm_tensor *scale,
-                          const ddpm_tensor *shift, int groups, float dropout, struct norm_shape *out)
+struct norm_shape norm_shape_of(const ddpm_tensor *x1, const ddpm_tensor *x2, int groups)
 {
-    CPU_EXPECT(be, op, x1, CPU_DENSE, -1, -1, -1, -1);
-    CPU_EXPECT_OR_NULL(be, op, x2, CPU_DENSE, x1->dim[0], x1->dim[1], x1->dim[2], -1);
     const int64_t c1 = x1->dim[3], c2 = x2 ? x2->dim[3] : 0, c = c1 + c2;
-    CPU_EXPECT(be, op, gamma, CPU_DENSE, c);
-    CPU_EXPECT(be, op, beta, CPU_DENSE, c);
-    CPU_EXPECT_OR_NULL(be, op, scale, CPU_VIEW, x1->dim[0], c);
-    CPU_EXPECT_OR_NULL(be, op, shift, CPU_VIEW, x1->dim[0], c);
-    REQUIRE(groups >= 1 && c % groups == 0, SHAPE, "%s: %d groups do not divide %lld channels", op, groups,
-            (long long)c);
-    REQUIRE(dropout >= 0.0f && dropout < 1.0f, SHAPE, "%s: dropout %g is not in [0, 1)", op, (double)dropout);
     const int64_t pixels = x1->dim[1] * x1->dim[2];
     const int64_t rows = cpu_min(pixels, cpu_ceil_div(NORM_RUN, c));
-    *out = (struct norm_shape){.n = x1->dim[0],
+    return (struct norm_shape){.n = x1->dim[0],
                                .pixels = pixels,
                                .c1 = c1,
                                .c2 = c2,
@@ -40,7 +29,6 @@ ddpm_status norm_shape_of(const ddpm_backend *be, const char *op, const ddpm_ten
                                .runs = cpu_ceil_div(pixels, rows),
                                .x1 = x1->data,
                                .x2 = x2 ? x2->data : NULL};
-    return DDPM_OK;
 }
 
 void norm_coefficients(const struct norm_shape *s, const struct norm_affine *a, const float *stats, int64_t n,
@@ -254,21 +242,18 @@ static void apply_task(void *context, int64_t task, int thread)
 ddpm_status cpu_groupnorm(ddpm_backend *be, const struct groupnorm_args *a)
 {
     struct groupnorm g = {
+        .shape = norm_shape_of(a->x1, a->x2, a->groups),
         .affine = {.scale = a->scale, .shift = a->shift},
         .dropout = {.p = a->dropout, .layer = a->layer, .state = a->state, .index = a->index},
         .eps = a->eps,
         .silu = a->silu};
-    struct norm_shape *s = &g.shape;
-    TRY(norm_shape_of(be, "groupnorm", a->x1, a->x2, a->gamma, a->beta, a->scale, a->shift, a->groups, a->dropout, s));
-    CPU_EXPECT(be, "groupnorm", a->stats, CPU_DENSE, s->n, s->groups, 2);
-    CPU_EXPECT(be, "groupnorm", a->y, CPU_DENSE, s->n, a->x1->dim[1], a->x1->dim[2], s->c);
+    const struct norm_shape *s = &g.shape;
     const size_t moments = (size_t)(s->n * s->runs * s->groups * 2) * sizeof(double);
     const size_t coef = (size_t)(s->n * 3 * s->c) * sizeof(float);
     const size_t work = (size_t)(cpu_threads(be) * 2 * s->c) * sizeof(float);
     void *scratch;
     TRY(cpu_scratch(be, moments + coef + work, &scratch));
     if (cpu_is_measuring(be)) return DDPM_OK;
-    REQUIRE(a->dropout == 0.0f || (a->state && a->index), SHAPE, "groupnorm: dropout needs state and index");
     g.affine.gamma = a->gamma->data;
     g.affine.beta = a->beta->data;
     g.stats = a->stats->data;

@@ -52,10 +52,8 @@ static inline bool norm_by_image(const ddpm_backend *be, const struct norm_shape
     return s->n % cpu_threads(be) == 0 || s->n >= 4 * cpu_threads(be);
 }
 
-/* Checks x1, x2, gamma, beta, scale, shift, groups and dropout of either op, and cuts the work. */
-ddpm_status norm_shape_of(const ddpm_backend *be, const char *op, const ddpm_tensor *x1, const ddpm_tensor *x2,
-                          const ddpm_tensor *gamma, const ddpm_tensor *beta, const ddpm_tensor *scale,
-                          const ddpm_tensor *shift, int groups, float dropout, struct norm_shape *out);
+/* Cuts the work of either op. */
+struct norm_shape norm_shape_of(const ddpm_tensor *x1, const ddpm_tensor *x2, int groups);
 
 /* mean, slope and offset of formula_norm for each channel of image n: coef [3,C]. stats is [N,groups,2]. */
 struct norm_affine {

@@ -1,0 +1,83 @@
+# The CUDA backend. DDPM_CUDA is
+#   AUTO      ON where nvcc is found, else OFF
+#   ON        kernels/ compiled by nvcc: machine code for the GPUs below and PTX for later ones
+#   OFF       the CPU backend alone
+#   EMULATED  for tests: kernels/ compiled as C++ and run by tests/cuda_on_cpu, which also stands in for the runtime
+#
+# The toolkit is the system's, or the PyPI wheels that cmake/cuda_wheels.sh installs: -DCUDAToolkit_ROOT=FOLDER.
+set(DDPM_CUDA AUTO CACHE STRING "AUTO, ON, OFF or EMULATED")
+set_property(CACHE DDPM_CUDA PROPERTY STRINGS AUTO ON OFF EMULATED)
+set(DDPM_CUDA_ARCHITECTURES "80-real;90-real;100-real;120" CACHE STRING "as CMAKE_CUDA_ARCHITECTURES")
+
+find_program(DDPM_NVCC nvcc HINTS ${CUDAToolkit_ROOT}/bin $ENV{CUDA_HOME}/bin PATHS /usr/local/cuda/bin)
+set(DDPM_CUDA_MODE ${DDPM_CUDA})
+if(DDPM_CUDA STREQUAL "AUTO")
+  set(DDPM_CUDA_MODE OFF)
+  if(DDPM_NVCC)
+    set(DDPM_CUDA_MODE ON)
+  endif()
+endif()
+if(DDPM_CUDA_MODE STREQUAL "OFF")
+  message(STATUS "CUDA backend: off")
+  return()
+endif()
+
+file(GLOB DDPM_KERNELS CONFIGURE_DEPENDS ${PROJECT_SOURCE_DIR}/kernels/*.cu)
+add_library(ddpm_kernels STATIC ${DDPM_KERNELS})
+target_include_directories(ddpm_kernels PUBLIC ${PROJECT_SOURCE_DIR}/kernels PRIVATE ${PROJECT_SOURCE_DIR}/include
+                           ${PROJECT_SOURCE_DIR}/src/core ${PROJECT_SOURCE_DIR}/src/backend)
+
+if(DDPM_CUDA_MODE STREQUAL "ON")
+  if(NOT DDPM_NVCC)
+    message(FATAL_ERROR "DDPM_CUDA=ON and no nvcc: install the CUDA toolkit, or run cmake/cuda_wheels.sh")
+  endif()
+  set(CMAKE_CUDA_COMPILER ${DDPM_NVCC})
+  set(CMAKE_CUDA_ARCHITECTURES ${DDPM_CUDA_ARCHITECTURES})
+  enable_language(CUDA)
+  find_package(CUDAToolkit REQUIRED)
+  set_target_properties(ddpm_kernels PROPERTIES CUDA_STANDARD 17 CUDA_STANDARD_REQUIRED ON
+                        CUDA_ARCHITECTURES "${DDPM_CUDA_ARCHITECTURES}" POSITION_INDEPENDENT_CODE ON)
+  target_compile_options(ddpm_kernels PRIVATE -t=0 $<$<BOOL:${DDPM_WERROR}>:-Werror=all-warnings>)
+  add_library(ddpm_cuda INTERFACE)
+  target_link_libraries(ddpm_cuda INTERFACE ddpm_kernels CUDA::cudart_static)
+else()
+  enable_language(CXX)
+  find_path(DDPM_CUDA_INCLUDE cuda_runtime_api.h HINTS ${CUDAToolkit_ROOT}/include ENV CUDA_HOME PATHS /usr/local/cuda/include
+            PATH_SUFFIXES include)
+  if(NOT DDPM_CUDA_INCLUDE)
+    message(FATAL_ERROR "DDPM_CUDA=EMULATED and no CUDA headers: install the CUDA toolkit, or run cmake/cuda_wheels.sh")
+  endif()
+  option(DDPM_RACES "EMULATED: check shared memory for races between barriers" OFF)
+  option(DDPM_COVERAGE "EMULATED: count executed lines of kernels/ and the device layer" OFF)
+  set(stand_in ${PROJECT_SOURCE_DIR}/tests/cuda_on_cpu)
+  file(GLOB stand_in_sources CONFIGURE_DEPENDS ${stand_in}/*.cpp)
+  list(FILTER stand_in_sources EXCLUDE REGEX "/test_")
+  add_library(ddpm_cuda_on_cpu STATIC ${stand_in_sources} $ENV{DDPM_WEAK_OPS})
+  # No fused multiply-add where the source has none: formulas.h promises the host's and the device's rounding alike.
+  set(cxx_flags -Wall -Wextra -Wshadow -Wno-unknown-pragmas -ffp-contract=off -fno-math-errno -fno-strict-aliasing
+      $<$<BOOL:${DDPM_WERROR}>:-Werror>)
+  target_include_directories(ddpm_cuda_on_cpu PUBLIC ${stand_in} PRIVATE ${PROJECT_SOURCE_DIR}/kernels
+                             ${PROJECT_SOURCE_DIR}/include ${PROJECT_SOURCE_DIR}/src/core ${PROJECT_SOURCE_DIR}/src/backend)
+  set_source_files_properties(${DDPM_KERNELS} PROPERTIES LANGUAGE CXX COMPILE_OPTIONS "-xc++")
+  foreach(target ddpm_kernels ddpm_cuda_on_cpu)
+    set_target_properties(${target} PROPERTIES CXX_STANDARD 17 CXX_STANDARD_REQUIRED ON)
+    target_include_directories(${target} SYSTEM PUBLIC ${DDPM_CUDA_INCLUDE})
+    target_compile_options(${target} PRIVATE ${cxx_flags})
+    if(DDPM_SANITIZE)
+      target_compile_options(${target} PRIVATE -fsanitize=${DDPM_SANITIZE} -fno-omit-frame-pointer -g)
+    endif()
+  endforeach()
+  if(DDPM_RACES) # instrumentation alone: tests/cuda_on_cpu/races.cpp answers for the sanitizer's runtime
+    target_compile_options(ddpm_kernels PRIVATE -fsanitize=thread -g)
+  endif()
+  if(DDPM_COVERAGE)
+    target_compile_options(ddpm_kernels PRIVATE --coverage -O0)
+    target_link_options(ddpm_kernels INTERFACE --coverage)
+  endif()
+  target_include_directories(ddpm_kernels PRIVATE ${stand_in})
+  # The two need each other: launches go to the stand-in, which runs what they enqueue.
+  target_link_libraries(ddpm_kernels PUBLIC ddpm_cuda_on_cpu)
+  add_library(ddpm_cuda INTERFACE)
+  target_link_libraries(ddpm_cuda INTERFACE ddpm_kernels ddpm_cuda_on_cpu stdc++ m)
+endif()
+message(STATUS "CUDA backend: ${DDPM_CUDA_MODE}")

@@ -1,0 +1,132 @@
+#!/usr/bin/env python3
+"""Machine code of every kernel for every GPU: compiles kernels/*.cu with warnings as errors, reads what ptxas says, and compares
+registers, static shared memory and spills with the committed table kernels/resources.tsv.
+
+    tests/build/kernels.py                  compare; exit 1 on a difference, a spill or a warning
+    tests/build/kernels.py --write          write the table
+    tests/build/kernels.py --markdown       the table for people, with the blocks per multiprocessor that registers allow
+
+The table belongs to one version of nvcc. With another one, register counts differ by a few: then only spills, warnings and
+kernels missing from the table are faults.
+"""
+import argparse
+import concurrent.futures
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+
+ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+TABLE = os.path.join(ROOT, "kernels", "resources.tsv")
+ARCHITECTURES = ["80", "90", "100", "120"]
+INCLUDES = [f"-I{os.path.join(ROOT, folder)}" for folder in ("kernels", "include", "src/core", "src/backend")]
+REGISTERS_PER_SM = 65536
+
+
+def find_nvcc(given):
+    for path in (given, os.environ.get("NVCC"), shutil.which("nvcc"), "/usr/local/cuda/bin/nvcc"):
+        if path and os.path.exists(path):
+            return path
+    sys.exit("kernels.py: no nvcc; install the CUDA toolkit, or run cmake/cuda_wheels.sh --compiler")
+
+
+def version_of(nvcc):
+    text = subprocess.run([nvcc, "--version"], check=True, capture_output=True, text=True).stdout
+    return re.search(r"release [\d.]+, (V[\d.]+)", text).group(1)
+
+
+def demangle(names):
+    done = subprocess.run(["c++filt"], input="\n".join(names), check=True, capture_output=True, text=True)
+    return [re.sub(r"^void |\(.*$", "", line).replace("__nv_bfloat16", "bf16") for line in done.stdout.splitlines()]
+
+
+def compile_one(nvcc, source, arch, folder):
+    """{mangled name: (registers, static shared bytes, spill bytes)} of one file for one architecture."""
+    out = os.path.join(folder, f"{os.path.basename(source)}.{arch}.cubin")
+    command = [nvcc, "-std=c++17", "-O3", "-cubin", f"-arch=sm_{arch}", "-Xptxas", "-v", "-Werror", "all-warnings", *INCLUDES,
+               source, "-o", out]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        sys.exit(f"kernels.py: {os.path.relpath(source, ROOT)} for sm_{arch}:\n{done.stdout}{done.stderr}")
+    found, name, spill = {}, None, 0
+    for line in done.stderr.splitlines():
+        if match := re.search(r"Compiling entry function '(\w+)'", line):
+            name = match.group(1)
+        elif match := re.search(r"(\d+) bytes spill stores, (\d+) bytes spill loads", line):
+            spill = int(match.group(1)) + int(match.group(2))
+        elif name and (match := re.search(r"Used (\d+) registers", line)):
+            shared = re.search(r"(\d+) bytes smem", line)
+            found[name] = (int(match.group(1)), int(shared.group(1)) if shared else 0, spill)
+            name = None
+    return found
+
+
+def measure(nvcc):
+    sources = sorted(os.path.join(ROOT, "kernels", f) for f in os.listdir(os.path.join(ROOT, "kernels")) if f.endswith(".cu"))
+    rows = []
+    with tempfile.TemporaryDirectory() as folder, concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
+        jobs = [(source, arch, pool.submit(compile_one, nvcc, source, arch, folder))
+                for source in sources for arch in ARCHITECTURES]
+        for source, arch, job in jobs:
+            found = job.result()
+            for name, (registers, shared, spill) in zip(demangle(list(found)), found.values()):
+                rows.append((os.path.basename(source), name, f"sm_{arch}", registers, shared, spill))
+    return sorted(rows, key=lambda r: (r[0], r[1], int(r[2][3:])))
+
+
+def read_table():
+    with open(TABLE) as f:
+        lines = f.read().splitlines()
+    version = lines[0].rpartition(" ")[2]
+    rows = [line.split("\t") for line in lines[2:]]
+    return version, [(r[0], r[1], r[2], int(r[3]), int(r[4]), int(r[5])) for r in rows]
+
+
+def write_table(version, rows):
+    with open(TABLE, "w") as f:
+        f.write(f"# made by tests/build/kernels.py --write with nvcc {version}\n")
+        f.write("# file\tkernel\tarchitecture\tregisters\tstatic shared bytes\tspill bytes\n")
+        for row in rows:
+            f.write("\t".join(map(str, row)) + "\n")
+
+
+def markdown(rows):
+    print("| file | kernel | registers sm_80 / 90 / 100 / 120 | static shared | threads an SM's registers allow |")
+    print("|---|---|---|---|---|")
+    for key in dict.fromkeys((r[0], r[1]) for r in rows):
+        own = [r for r in rows if (r[0], r[1]) == key]
+        threads = min(2048, REGISTERS_PER_SM // (8 * -(-max(r[3] for r in own) // 8)) // 32 * 32)
+        print(f"| {key[0]} | `{key[1]}` | {' / '.join(str(r[3]) for r in own)} | {max(r[4] for r in own)} | {threads} |")
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--write", action="store_true")
+    parser.add_argument("--markdown", action="store_true")
+    parser.add_argument("--nvcc")
+    args = parser.parse_args()
+    if args.markdown:
+        return markdown(read_table()[1])
+    nvcc = find_nvcc(args.nvcc)
+    version, rows = version_of(nvcc), measure(nvcc)
+    faults = [f"{r[0]}: {r[1]} spills {r[5]} bytes on {r[2]}" for r in rows if r[5]]
+    if args.write:
+        write_table(version, rows)
+    else:
+        table_version, table = read_table()
+        same = version == table_version
+        width = 6 if same else 3
+        ours, theirs = {r[:width] for r in rows}, {r[:width] for r in table}
+        faults += ["not in kernels/resources.tsv: " + "\t".join(map(str, r)) for r in sorted(ours - theirs)]
+        faults += ["only in kernels/resources.tsv: " + "\t".join(map(str, r)) for r in sorted(theirs - ours)]
+        if not same:
+            print(f"nvcc {version}, the table is of {table_version}: names and spills compared, not registers")
+    for fault in faults[:40]:
+        print(fault)
+    print(f"{len(rows)} kernels and architectures, {len(faults)} faults")
+    sys.exit(1 if faults else 0)
+
+
+main()
