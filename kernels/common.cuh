@@ -62,6 +62,17 @@ template <int VEC, class T> __device__ __forceinline__ void store_floats(T *p, c
     *reinterpret_cast<pack<T, VEC> *>(p) = out;
 }
 
+/* a b + c for the inside of matrix products: one rounding on the device (which contracts nothing by itself: -fmad=false); on
+ * the CPU, where fmaf may be a call, two. */
+__device__ __forceinline__ float multiply_add(float a, float b, float c)
+{
+#ifdef __CUDACC__
+    return fmaf(a, b, c);
+#else
+    return a * b + c;
+#endif
+}
+
 /* ---- sums ---- */
 
 /* The sum over a warp, in every lane: a butterfly, the same order every time. */

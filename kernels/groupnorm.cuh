@@ -18,7 +18,7 @@ static constexpr int NORM_TILE = 16; /* packs, at most, of a sliced image's tile
 /* A held tile's piece of a pixel, at least: two sectors, what HBM fetches at a time. */
 static constexpr int64_t NORM_PIECE_BYTES = 64;
 /* Shared memory of a held tile, at most: any device of compute capability 8.0 and later gives it to a block, 8.0 to two
- * on an SM and 9.0 to three of the 72 KiB that 32x32 pixels of 64 bytes want. */
+ * on an SM and 9.0 to three of the 69 KiB that 32x32 pixels of 64 bytes want. */
 static constexpr int64_t NORM_HELD_BYTES = 80 * 1024;
 /* A held tile widens while its values stay below this, a few packs for each thread. */
 static constexpr int64_t NORM_WIDEN_BYTES = 16 * 1024;
@@ -174,8 +174,8 @@ template <class... P> static inline cudaError_t norm_allow(void (*kernel)(P...),
     return cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)NORM_HELD_BYTES);
 }
 
-/* Where a thread stands: it has `count` pixels, every rows-th from `pixel` on; its channels begin at `channel`, `column`
- * within the tile, which has `channels`. Not active: a thread too many, or behind the last tile's channels. */
+/* Where a thread stands: it has `count` pixels, every rows-th from `pixel` on; its channels begin at `channel`, which
+ * is `column` of a tile that has `channels`. Not active: a thread too many, or behind the last tile's channels. */
 template <int VEC> struct norm_place {
     int64_t n, channel, pixel;
     int row, column, channels, count;
@@ -251,7 +251,7 @@ template <int VEC, class T> __device__ __forceinline__ void norm_store(T *p, con
     *reinterpret_cast<pack<T, VEC> *>(p) = v;
 }
 
-/* Packs that a thread has in flight while it fills shared memory: 64 bytes, times 600 threads and more of an SM. */
+/* Packs that a thread has in flight while it fills shared memory: 64 bytes, times 512 threads and more of an SM. */
 static constexpr int NORM_BATCH = 4;
 
 /* `count` packs from global to shared memory, steps in elements and in packs. */

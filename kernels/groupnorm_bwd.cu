@@ -141,12 +141,21 @@ groupnorm_bwd_sums_kernel(norm_call<T> call, norm_slices cut, const T *dy_all, c
             const int64_t next = cut.rows * norm_step(s, at.channel);
             const T *x = norm_at(call, at.n, at.pixel, at.channel), *dy = dy_all + at.n * s.pixels * s.c;
             int64_t element = at.pixel * s.c + at.channel;
-#pragma unroll 2
-            for (int left = at.count; left > 0; left--, x += next, element += cut.rows * s.c) {
-                const pack<T, VEC> v = norm_load<VEC>(x);
-                pack<T, VEC> d = norm_load<VEC>(dy + element);
-                norm_mask(call.dropout, key, element, d);
+            pack<T, VEC> v = {}, d = {}, v_ahead = {}, d_ahead = {};
+            if (at.count > 0) v = norm_load<VEC>(x);
+            if (at.count > 0) d = norm_load<VEC>(dy + element);
+#pragma unroll 1
+            for (int left = at.count; left > 0; left--) {
+                /* read ahead by hand: dropout's branch keeps the compiler from it */
+                const int64_t here = element;
+                x += next;
+                element += cut.rows * s.c;
+                if (left > 1) v_ahead = norm_load<VEC>(x);
+                if (left > 1) d_ahead = norm_load<VEC>(dy + element);
+                norm_mask(call.dropout, key, here, d);
                 norm_add_pack(call, v, d, lines, WIDTH, at.column, sum, product);
+                v = v_ahead;
+                d = d_ahead;
             }
         }
         if (at.row < cut.rows) {
@@ -247,7 +256,7 @@ groupnorm_bwd_dx_kernel(norm_call<T> call, norm_slices cut, norm_images<T> image
 
 /* ---- held ---- */
 
-/* A thread's packs of x and dy into shared memory, where dropped values of dy become 0; its sums into entries, which are
+/* A thread's packs of x and dy into shared memory, where dropped values of dy become 0; its sums into entries
  * [rows,2,channels]. `x` and `dy` are its first packs there, the next stand rows * packs further. */
 template <class T, int VEC>
 __device__ __forceinline__ void held_sums(const norm_call<T> &call, const norm_tiles &cut, const norm_place<VEC> &at,

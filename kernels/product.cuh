@@ -116,8 +116,6 @@ __device__ __forceinline__ int sum_row(int i)
     return ((int)threadIdx.x / 64 * 4 + (int)threadIdx.x % 32 / 8) * 4 + i % 4 + i / 4 * 32;
 }
 
-/* Written as product and sum, not fmaf: nvcc contracts them, and where there is no such instruction it would be a call.
- * */
 __device__ __forceinline__ void product_step(const product_tile &a, const product_tile &b,
                                              float sum[SUM_ROWS][SUM_COLUMNS])
 {
@@ -134,7 +132,7 @@ __device__ __forceinline__ void product_step(const product_tile &a, const produc
             for (int i = 0; i < SUM_ROWS; i++)
 #pragma unroll
                 for (int j = 0; j < SUM_COLUMNS; j++)
-                    sum[i][j] += x[i] * y[j];
+                    sum[i][j] = multiply_add(x[i], y[j], sum[i][j]);
         }
 }
 

@@ -45,7 +45,7 @@ def demangle(names):
 def compile_one(nvcc, source, arch, folder):
     """{mangled name: (registers, static shared bytes, spill bytes)} of one file for one architecture."""
     out = os.path.join(folder, f"{os.path.basename(source)}.{arch}.cubin")
-    command = [nvcc, "-std=c++17", "-O3", "-cubin", f"-arch=sm_{arch}", "-Xptxas", "-v", "-Werror", "all-warnings", *INCLUDES,
+    command = [nvcc, "-std=c++17", "-O3", "-fmad=false", "-cubin", f"-arch=sm_{arch}", "-Xptxas", "-v", "-Werror", "all-warnings", *INCLUDES,
                source, "-o", out]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:

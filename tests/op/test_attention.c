@@ -217,7 +217,7 @@ static void scratch_does_not_grow_with_t_squared(void **state)
     ddpm_tensor o = ddpm_tensor_4d(NULL, s.n, s.t, s.heads, s.d);
     ddpm_backend_measure(be, true);
     OP_OK(backend_ops(be)->attention(be, &(struct attention_args){.q = &q, .k = &q, .v = &q, .scale = 1, .o = &o}));
-    assert_true(ddpm_backend_scratch_bytes(be) > 0);
+    if (ddpm_backend_is_cpu(be)) assert_true(ddpm_backend_scratch_bytes(be) > 0); /* CUDA's goes by tiles on the chip */
     assert_true(ddpm_backend_scratch_bytes(be) < (size_t)s.t * (size_t)s.t * sizeof(float) / 16);
     ddpm_backend_free(be);
 }

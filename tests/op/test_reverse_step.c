@@ -122,7 +122,8 @@ static void test_fails(void **state)
     assert_status(backend_ops(be)->reverse_step(be, &a), DDPM_SHAPE);
     assert_message("rows are missing");
     a.rows = d.rows;
-    assert_status(backend_ops(be)->reverse_step(be, &a), DDPM_SHAPE); /* sigma, but no noise and no key */
+    if (ddpm_backend_is_cpu(be)) /* sigma, but no noise and no key; elsewhere sigma lies on the device, and NaN tells */
+        assert_status(backend_ops(be)->reverse_step(be, &a), DDPM_SHAPE);
     d.rows[7] = 0;
     assert_ok(backend_ops(be)->reverse_step(be, &a)); /* deterministic: none is needed */
     out.dim[3] = 1;
