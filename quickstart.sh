@@ -197,17 +197,17 @@ cuda() {
     build emulated cuda_tests
     for schedule in forward reverse random; do
         echo "schedule: $schedule"
-        CUDA_ON_CPU_SCHEDULE=$schedule ctest --test-dir build-emulated --output-on-failure --no-tests=error \
+        CUDA_ON_CPU_SCHEDULE=$schedule ctest --test-dir build-emulated -j 2 --output-on-failure --no-tests=error \
             -L "op|kernels$([[ $schedule == forward ]] && echo '|cuda|golden')"
     done
 
     section "races in shared memory"
     build races cuda_tests
-    ctest --test-dir build-races --output-on-failure --no-tests=error -L 'op|kernels|cuda_on_cpu'
+    ctest --test-dir build-races -j 2 --output-on-failure --no-tests=error -L 'op|kernels|cuda_on_cpu'
 
     section "lines of kernels executed"
     build coverage cuda_tests
-    ctest --test-dir build-coverage --output-on-failure --no-tests=error -L 'op|kernels|cuda_device'
+    ctest --test-dir build-coverage -j 2 --output-on-failure --no-tests=error -L 'op|kernels|cuda_device'
     tests/build/coverage.py build-coverage --least 95 --list
     options=()
 }

@@ -97,12 +97,13 @@ struct adamw_call {
 struct adamw_step {
     formula_adamw_step update;
     float grow[OPS_EMA_MAX]; /* 1 - decay */
-    bool is_skipped;
+    int32_t is_skipped;
 };
 
 __device__ __forceinline__ void prepare_step(const adamw_call &a, adamw_step *s)
 {
     const double sum = *a.sum;
+    *s = adamw_step{}; /* all of it: threads copy it whole */
     s->is_skipped = !(fabs(sum) <= DBL_MAX); /* NaN too */
     if (s->is_skipped) return;
     s->update = formula_adamw_prepare(sum, a.clip_norm, a.beta1, a.beta2, a.eps, a.weight_decay, a.state->lr,
