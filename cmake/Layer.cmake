@@ -5,7 +5,7 @@
 # and without them gcc does not vectorise.
 add_library(ddpm_flags INTERFACE)
 target_compile_options(ddpm_flags INTERFACE
-  -Wall -Wextra -Wshadow -Wpointer-arith -Wwrite-strings -Wvla -Wundef -Wno-format-truncation
+  -Wall -Wextra -Wshadow -Wpointer-arith -Wwrite-strings -Wvla -Wundef $<$<C_COMPILER_ID:GNU>:-Wno-format-truncation>
   $<$<COMPILE_LANGUAGE:C>:-Wstrict-prototypes -Wmissing-prototypes>
   $<$<BOOL:${DDPM_WERROR}>:-Werror>
   -ffp-contract=off -fno-math-errno -fno-trapping-math -fvisibility=hidden)

@@ -26,8 +26,9 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t bytes)
     ddpm_config c;
     ddpm_status s;
     if (bytes > 0 && data[0] == '=') {
-        char *set = strndup((const char *)data + 1, bytes - 1);
+        char *set = calloc(1, bytes);
         FUZZ_CHECK(set);
+        memcpy(set, data + 1, bytes - 1);
         s = ddpm_config_parse("", 0, "fuzz.yaml", (const char *const *)&set, 1, &c);
         free(set);
     } else {
