@@ -59,8 +59,7 @@ __device__ __forceinline__ float score_gradient(float p, float dp, float delta, 
     return p * (dp - delta) * scale;
 }
 
-/* dk and dv of 64 keys: rows are keys and columns are queries. Queries beyond T add nothing: their q and do are zeros.
- * */
+/* dk and dv of 64 keys: rows are keys and columns queries. Queries beyond T add nothing: their q and do are zeros. */
 template <class T, int VEC>
 __global__ void __launch_bounds__(PRODUCT_THREADS, 2)
     attention_bwd_keys_kernel(attention_shape s, backward_inputs<T> in, heads_of<T> dk, heads_of<T> dv, bool dk_is_wide,
@@ -105,8 +104,7 @@ __global__ void __launch_bounds__(PRODUCT_THREADS, 2)
     store_rows(rows_of(s, dv, at, at.token0), at.column0, s.d, dv_is_wide, dv_sum[0]);
 }
 
-/* dq of 64 queries: rows are queries and columns are keys. Keys beyond T are zeros too, but exp(0 - lse) may overflow.
- * */
+/* dq of 64 queries: rows are queries and columns keys. Keys beyond T are zeros too, but exp(0 - lse) may overflow. */
 template <class T, int VEC, int SLICES>
 __global__ void __launch_bounds__(PRODUCT_THREADS, 2)
     attention_bwd_queries_kernel(attention_shape s, backward_inputs<T> in, heads_of<T> dq, bool dq_is_wide)
