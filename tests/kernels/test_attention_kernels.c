@@ -195,8 +195,8 @@ static void nan_stays_in_its_row(void **state)
     ddpm_backend_free(be);
 }
 
-/* Scores beyond exp's range: one key takes all, also when it comes after keys whose sums must vanish; and where lse is so
- * negative that its exponential overflows, what fills the last tile stays out of the gradients. */
+/* Scores beyond exp's range: one key takes all, also when it comes after keys whose sums must vanish; and where lse is
+ * so negative that its exponential overflows, what fills the last tile stays out of the gradients. */
 static void scores_may_be_huge(void **state)
 {
     (void)state;
@@ -216,7 +216,7 @@ static void scores_may_be_huge(void **state)
     for (int i = 0; i < s.t; i++)
         assert_true(f.lse[i] == -400);
     backward(be, &f);
-    /* where p is 1, dp - delta is the rounding of 4 products, 2^-22, times keys and queries of 100, 130 of them added */
+    /* where p is 1, dp - delta is the rounding of 4 products, 2^-22, times keys and queries of 100, 130 in a sum */
     assert_values(f.dqkv, f.want_dqkv, 130 * 100.0 / (1 << 22));
     ddpm_backend_free(be);
 }
