@@ -15,9 +15,11 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <unistd.h>
 
 #define THREADS_MAX 1024
+#define HUGE_PAGE   ((uintptr_t)1 << 21)
 
 static struct cpu_backend *cpu_of(ddpm_backend *be)
 {
@@ -78,6 +80,15 @@ static ddpm_status no_memory(const char *what, size_t bytes)
                 (double)bytes / 0x1p30, free_gib);
 }
 
+/* Large blocks on pages of 2 MiB where the kernel has them: the first step touches every page of weights, moments and
+ * activations, and a fault for each 4 KiB was a fifth of its time. Elsewhere the advice is not taken, and nothing is lost. */
+static void advise_huge_pages(unsigned char *data, size_t bytes)
+{
+    const uintptr_t begin = ((uintptr_t)data + HUGE_PAGE - 1) & ~(HUGE_PAGE - 1);
+    const uintptr_t end = ((uintptr_t)data + bytes) & ~(HUGE_PAGE - 1);
+    if (end > begin) (void)madvise((void *)begin, end - begin, MADV_HUGEPAGE);
+}
+
 /* calloc gives zero pages untouched; one line more holds the size and one the alignment. */
 static void *aligned_zeroed(size_t bytes)
 {
@@ -85,6 +96,7 @@ static void *aligned_zeroed(size_t bytes)
     if (!checked_add(bytes, 2 * CPU_ALIGN, &all)) return NULL;
     unsigned char *raw = calloc(1, all);
     if (!raw) return NULL;
+    advise_huge_pages(raw, all);
     unsigned char *data = raw + CPU_ALIGN;
     data += CPU_ALIGN - 1 - ((uintptr_t)data + CPU_ALIGN - 1) % CPU_ALIGN;
     struct cpu_block *head = (struct cpu_block *)(data - sizeof *head);
