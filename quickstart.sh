@@ -17,7 +17,7 @@ readonly dataset=/usr/share/datasets/fashion-mnist
 readonly pack=quickstart/fashion-mnist run=quickstart/run config=configs/fashion-mnist.yaml
 # Seconds that the whole schedule may take: its learning rate must have come down for the images to be good, so a slow machine
 # gets a shorter schedule. Training ends at the limit in any case: machines can turn slower while it runs.
-readonly schedule_seconds=360 training_limit=8m
+readonly schedule_seconds=360 training_limit=8m least_steps=300
 
 part=start
 section() {
@@ -93,26 +93,38 @@ toolkit() {
 
 # ---- the way to images ----
 
-# The configuration's steps, or fewer where they would take longer than schedule_seconds at the speed measured now.
+# The configuration's steps, or fewer where they would take longer than schedule_seconds at the speed measured now; never so
+# few that nothing is learned, for then the limit ends training. Exit code of `bench` where it fails or is interrupted.
 affordable_steps() {
-    local configured milliseconds
+    local configured figures milliseconds
     configured=$(sed -n 's/^  steps: *//p' "$config")
-    milliseconds=$(build/ddpm bench train "$config" --quiet --repeats 15 --json - | sed -n 's/.*"step_median_ms": *\([0-9.]*\).*/\1/p')
-    awk -v most="$configured" -v ms="$milliseconds" -v seconds="$schedule_seconds" \
-        'BEGIN { n = ms > 0 ? int(1000 * seconds / ms) : most; print n < most ? n : most }'
+    figures=$(build/ddpm bench train "$config" --quiet --repeats 15 --json -) || return
+    milliseconds=$(sed -n 's/.*"step_median_ms": *\([0-9.]*\).*/\1/p' <<< "$figures")
+    awk -v most="$configured" -v ms="$milliseconds" -v seconds="$schedule_seconds" -v least="$least_steps" \
+        'BEGIN { n = int(1000 * seconds / ms); if (n < least) n = least; print n < most ? n : most }'
 }
 
 # Exit code 75: training stopped at --max-time with a checkpoint saved, which is enough to sample from. A signal also ends
 # in 75; then the user wants to stop.
 train() {
-    local code=0 interrupted=0
+    local code=0 interrupted=0 from=$run/config.yaml steps
+    local overrides=()
     trap interrupted=1 INT TERM
-    if [[ -e $run/config.yaml ]]; then
-        build/ddpm train "$run/config.yaml" --run "$run" --max-time "$training_limit" || code=$?
-    else
-        build/ddpm train "$config" --set "train.steps=$(affordable_steps)" --run "$run" --max-time "$training_limit" || code=$?
+    if [[ ! -e $from ]]; then
+        from=$config
+        if steps=$(affordable_steps); then
+            overrides=(--set "train.steps=$steps")
+            echo "a schedule of $steps steps, by the speed of this machine"
+        else
+            code=$?
+        fi
+    fi
+    if ((code == 0 && interrupted == 0)); then
+        build/ddpm train "$from" "${overrides[@]}" --run "$run" --max-time "$training_limit" || code=$?
     fi
     trap - INT TERM
+    # A signal that ended the measurement, or came between two commands: nothing is lost, as after one in training.
+    if ((interrupted && (code == 0 || code > 128))); then code=75; fi
     if ((code == 75 && interrupted == 0)); then
         echo "training goes on from here when this script is run again"
     elif ((code != 0)); then

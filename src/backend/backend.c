@@ -54,11 +54,6 @@ int ddpm_backend_threads(const ddpm_backend *be)
     return be->threads;
 }
 
-void ddpm_backend_configure(ddpm_backend *be, const ddpm_backend_options *options)
-{
-    be->options = *options;
-}
-
 ddpm_status ddpm_backend_alloc(ddpm_backend *be, size_t bytes, void **out)
 {
     *out = NULL;

@@ -41,7 +41,6 @@ struct ddpm_backend {
     char name[192];
     bool is_cpu, is_measuring, is_frozen, is_profiling;
     bool takes_bf16; /* for activations: "dtype" in ops.h */
-    ddpm_backend_options options;
     int threads;
     size_t scratch_bytes; /* the largest scratch any op has asked for */
     size_t memory, memory_peak;
