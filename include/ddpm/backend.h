@@ -44,6 +44,19 @@ const char *ddpm_backend_name(const ddpm_backend *be);
 bool ddpm_backend_is_cpu(const ddpm_backend *be);
 int ddpm_backend_threads(const ddpm_backend *be);
 
+/* How the device may compute. All false at creation; set before the first op, for plans are chosen by it. The CPU computes the
+ * same whatever is set here. */
+typedef struct {
+    bool is_deterministic; /* the same bits on every run on the same device and versions, at some cost in speed */
+    bool uses_tf32;        /* f32 products may round their inputs to TF32 */
+    bool keeps_calls_apart; /* no recorded graphs: every call is enqueued by itself, with the same result */
+} ddpm_backend_options;
+void ddpm_backend_configure(ddpm_backend *be, const ddpm_backend_options *options);
+
+/* Lines a user should see once, such as a cache that could not be read: line i of those noted so far, NULL behind the last.
+ * Borrowed until the backend is freed. */
+const char *ddpm_backend_notice(const ddpm_backend *be, int i);
+
 /* Memory of the device, 64-byte aligned, zeroed. NOMEM gives the bytes asked for and those there
  * are. */
 ddpm_status ddpm_backend_alloc(ddpm_backend *be, size_t bytes, void **out);

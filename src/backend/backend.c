@@ -6,6 +6,8 @@
 
 #include "fail.h"
 
+#include <stdarg.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -52,6 +54,25 @@ bool ddpm_backend_is_cpu(const ddpm_backend *be)
 int ddpm_backend_threads(const ddpm_backend *be)
 {
     return be->threads;
+}
+
+void ddpm_backend_configure(ddpm_backend *be, const ddpm_backend_options *options)
+{
+    be->options = *options;
+}
+
+const char *ddpm_backend_notice(const ddpm_backend *be, int i)
+{
+    return i >= 0 && i < be->n_notices ? be->notices[i] : NULL;
+}
+
+void backend_note(ddpm_backend *be, const char *format, ...)
+{
+    if (be->n_notices == BACKEND_NOTICES) return;
+    va_list args;
+    va_start(args, format);
+    vsnprintf(be->notices[be->n_notices++], sizeof be->notices[0], format, args);
+    va_end(args);
 }
 
 ddpm_status ddpm_backend_alloc(ddpm_backend *be, size_t bytes, void **out)

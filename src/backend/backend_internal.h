@@ -35,13 +35,18 @@ struct backend_device {
     void (*freeze_weights)(ddpm_backend *be, bool on);
 };
 
+enum { BACKEND_NOTICES = 16 };
+
 struct ddpm_backend {
     const struct backend_device *device;
     const struct ops *table; /* the device's own ops */
     char name[192];
     bool is_cpu, is_measuring, is_frozen, is_profiling;
     bool takes_bf16; /* for activations: "dtype" in ops.h */
+    ddpm_backend_options options;
     int threads;
+    int n_notices;
+    char notices[BACKEND_NOTICES][256];
     size_t scratch_bytes; /* the largest scratch any op has asked for */
     size_t memory, memory_peak;
     struct profile_row profile[OP_COUNT];
@@ -50,6 +55,9 @@ struct ddpm_backend {
 /* Keeps memory and memory_peak; every allocation of a device goes through these two. */
 void backend_count(ddpm_backend *be, size_t bytes);
 void backend_uncount(ddpm_backend *be, size_t bytes);
+
+/* One line for ddpm_backend_notice; those beyond BACKEND_NOTICES are dropped. */
+void backend_note(ddpm_backend *be, const char *format, ...) __attribute__((format(printf, 2, 3)));
 
 ddpm_status cpu_backend_create(int threads, ddpm_backend **out);
 /* Where the build has CUDA (DDPM_CUDA). Whether there is a device 0 that the kernels can run on: */
