@@ -71,7 +71,7 @@ ddpm_status cuda_alloc(ddpm_backend *base, size_t bytes, void **out)
     TRY(cuda_enter(be));
     struct cuda_block *b = malloc(sizeof *b);
     REQUIRE(b, NOMEM, "memory: %zu bytes to note a block", sizeof *b);
-    void *data;
+    void *data = NULL;
     ddpm_status s = take(be, "memory", bytes, &data);
     if (s) {
         free(b);
