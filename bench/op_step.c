@@ -18,7 +18,7 @@ void op_row_open_step(op_bench *b, const op_level *l)
     if (l->h <= 16) return; /* the same batch as the level above */
     ddpm_tensor time = op_take_1d(b, l->n), model_time = op_take_1d(b, T + 1);
     const struct open_step_args args = {.rates = {.lr = 2e-4, .beta1 = 0.9, .beta2 = 0.999, .warmup = 5000, .steps = 800000},
-                                        .counters = op_block(b, sizeof *args.counters, false),
+                                        .counters = op_take_bits(b, sizeof *args.counters),
                                         .model_time = model_time.data,
                                         .index = op_take_indices(b, l->n),
                                         .T = T,
@@ -38,8 +38,8 @@ void op_row_close_step(op_bench *b, const op_level *l)
                                          .T = T,
                                          .slots = 4,
                                          .state = op_take_state(b),
-                                         .sum = op_block(b, sizeof(double), false),
-                                         .counters = op_block(b, sizeof *args.counters, false),
-                                         .ring = op_block(b, 4 * sizeof *args.ring, false)};
+                                         .sum = op_take_sum(b),
+                                         .counters = op_take_bits(b, sizeof *args.counters),
+                                         .ring = op_take_bits(b, 4 * sizeof *args.ring)};
     OP_TIME(b, close_step, batch_text(l, of), &args, 0, 8.0 * (double)l->n);
 }
