@@ -260,7 +260,6 @@ tests() {
     build asan
     ctest --test-dir build-asan --output-on-failure --no-tests=error
 
-    # libgomp is not built for ThreadSanitizer and would be reported; the reader, pack and metrics use plain threads.
     section "threaded parts under ThreadSanitizer"
     build tsan
     ctest --test-dir build-tsan --output-on-failure --no-tests=error -R "$tsan_tests"
@@ -275,7 +274,7 @@ tests() {
 
     section "all passed"
 }
-readonly tsan_tests='dataset|pack|lock|metrics|progress'
+readonly tsan_tests='dataset|pack|lock|metrics|progress|pool|linear|groupnorm'
 
 case ${1:-} in
 '') images ;;

@@ -17,8 +17,10 @@ typedef struct {
     int threads;
     ddpm_config cfg;
     int warmup, repeats;
-    int batch;     /* ops: images per tensor; 0: the tables' own. train and sample: in cfg */
-    bool profiles; /* train: a table of time by op */
+    int batch;       /* ops: images per tensor; 0: the tables' own. train and sample: in cfg */
+    bool profiles;   /* train: a table of time by op */
+    bool is_bf16;    /* activations of ops are bf16 */
+    bool skips_peak; /* the machine's own peaks are not measured */
     const log_sink *sink;
     const volatile int *stop; /* STOPPED when set */
     report *r;
@@ -30,12 +32,16 @@ ddpm_status bench_ops(bench_job *job);
 
 /* ---- machine.c ---- */
 
-/* What this machine can do at best, measured through the backend: the largest of several matrix
- * products 1024..2048 wide, and a copy of 128 MiB by all threads (bytes read and written). */
+/* What this machine can do at best, measured through the backend in the bench's dtype: the largest
+ * of several matrix products, and a copy (bytes read and written); both NAN with skips_peak. And a
+ * GPU's rating for dense bf16 products by its maker, 0 where unknown. */
 typedef struct {
-    double gflop_per_s, gb_per_s;
+    double gflop_per_s, gb_per_s, rated_gflop_per_s;
 } bench_peak;
-ddpm_status bench_measure_peak(ddpm_backend *be, bench_peak *out);
+ddpm_status bench_measure_peak(const bench_job *job, ddpm_backend *be, bench_peak *out);
+/* gflop_per_s; share_of_peak, of the product measured here; mfu, of the rating for bf16, whatever
+ * the precision. */
+void bench_report_shares(report *r, const bench_peak *peak, double gflop_per_s);
 /* Object "machine" (processor, memory, system, peaks), "versions", "commit", "date". */
 void bench_report_machine(report *r, const ddpm_backend *be, const bench_peak *peak);
 /* The most memory the process has had (VmHWM), bytes. */

@@ -2,89 +2,100 @@
  *
  * The peak is the best of several products through the backend's own `linear`: what this build
  * reaches on this machine when it does nothing else, so that a share says how much is lost outside
- * the products. The vendor's number was rejected: it knows neither the clock under load nor the
- * neighbours. The copy is an OpenMP loop of memcpy for the CPU; on another device `add`, which
- * reads two and writes one. */
+ * the products. A GPU's rating by its maker stands beside it, for it is what publications divide
+ * by; for a CPU that was rejected: it knows neither the clock under load nor the neighbours. The
+ * copy is an OpenMP loop of memcpy for the CPU; on another device `add` of a tensor and itself,
+ * which reads one and writes one. */
 #include "bench.h"
 
 #include "build_info.h"
 #include "fail.h"
-#include "ops.h"
-#include "progress.h"
+#include "op_rows.h"
 
+#include <math.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/utsname.h>
 #include <time.h>
 #include <unistd.h>
 
-enum { COPY_REPEATS = 20, COPY_BYTES = 1 << 26 };
+enum { COPY_REPEATS = 20, PRODUCTS = 4 };
 
 /* Short products catch a moment in which a busy machine leaves all cores alone, long ones amortise
- * more. */
-static const struct {
-    int64_t width;
-    int repeats;
-} products[] = {{512, 40}, {1024, 20}, {1536, 8}, {2048, 5}};
+ * more. A GPU's caches hold what fits a CPU's, so its copy is longer. */
+struct peak_sizes {
+    struct {
+        int64_t width;
+        int repeats;
+    } products[PRODUCTS];
+    int64_t copy_bytes;
+};
+static const struct peak_sizes cpu_sizes = {{{512, 40}, {1024, 20}, {1536, 8}, {2048, 5}}, 1 << 26};
+static const struct peak_sizes gpu_sizes = {{{2048, 20}, {4096, 20}, {8192, 10}}, 1 << 30};
 
-static ddpm_status time_product(ddpm_backend *be, float *block, int64_t n, int repeats,
-                                double *gflop_per_s)
+static void time_product(op_bench *b, int64_t n, int repeats, double *gflop_per_s)
 {
-    ddpm_tensor x = ddpm_tensor_2d(block, n, n), w = ddpm_tensor_2d(block + n * n, n, n);
-    ddpm_tensor y = ddpm_tensor_2d(block + 2 * n * n, n, n);
+    ddpm_tensor x = op_act_2d(b, n, n), w = op_act_2d(b, n, n), y = op_act_2d(b, n, n);
     const struct linear_args args = {.x = &x, .w = &w, .y = &y};
-    for (int i = 0; i < repeats; i++) {
+    for (int i = 0; i < repeats && !b->s; i++) {
         const double start = monotonic_seconds();
-        TRY(backend_ops(be)->linear(be, &args));
-        TRY(ddpm_backend_sync(be));
+        b->s = backend_ops(b->be)->linear(b->be, &args);
+        if (!b->s) b->s = ddpm_backend_sync(b->be);
         const double rate =
             2.0 * (double)n * (double)n * (double)n / (monotonic_seconds() - start) / 1e9;
         if (rate > *gflop_per_s) *gflop_per_s = rate;
     }
-    return DDPM_OK;
+    op_release(b);
 }
 
-static void copy_by_all(const ddpm_backend *be, char *to, const char *from)
+static void copy_by_all(const ddpm_backend *be, char *to, const char *from, size_t bytes)
 {
-    const int n = ddpm_backend_threads(be);
-#pragma omp parallel for num_threads(n) schedule(static)
-    for (int i = 0; i < n; i++) {
-        const size_t begin = (size_t)COPY_BYTES * (size_t)i / (size_t)n;
-        const size_t end = (size_t)COPY_BYTES * ((size_t)i + 1) / (size_t)n;
+    const size_t n = (size_t)ddpm_backend_threads(be);
+#pragma omp parallel for num_threads((int)n) schedule(static)
+    for (size_t i = 0; i < n; i++) {
+        const size_t begin = bytes * i / n, end = bytes * (i + 1) / n;
         memcpy(to + begin, from + begin, end - begin);
     }
 }
 
-static ddpm_status time_copy(ddpm_backend *be, float *block, double *gb_per_s)
+static void time_copy(op_bench *b, int64_t bytes, double *gb_per_s)
 {
-    const int64_t n = COPY_BYTES / (int64_t)sizeof(float);
-    ddpm_tensor a = ddpm_tensor_1d(block, n), y = ddpm_tensor_1d(block + n, n);
-    for (int i = 0; i < COPY_REPEATS; i++) {
+    const int64_t n = bytes / (int64_t)sizeof(float);
+    ddpm_tensor a = op_take_1d(b, n), y = op_take_zeros(b, n);
+    if (!b->s) b->s = ddpm_backend_sync(b->be);
+    for (int i = 0; i < COPY_REPEATS && !b->s; i++) {
         const double start = monotonic_seconds();
-        if (ddpm_backend_is_cpu(be))
-            copy_by_all(be, y.data, a.data);
+        if (ddpm_backend_is_cpu(b->be))
+            copy_by_all(b->be, y.data, a.data, (size_t)bytes);
         else
-            TRY(backend_ops(be)->add(be, &(struct add_args){.a = &a, .b = &a, .y = &y}));
-        TRY(ddpm_backend_sync(be));
-        const double rate = 2.0 * COPY_BYTES / (monotonic_seconds() - start) / 1e9;
+            b->s = backend_ops(b->be)->add(b->be, &(struct add_args){.a = &a, .b = &a, .y = &y});
+        if (!b->s) b->s = ddpm_backend_sync(b->be);
+        const double rate = 2.0 * (double)bytes / (monotonic_seconds() - start) / 1e9;
         if (rate > *gb_per_s) *gb_per_s = rate;
     }
-    return DDPM_OK;
+    op_release(b);
 }
 
-ddpm_status bench_measure_peak(ddpm_backend *be, bench_peak *out)
+ddpm_status bench_measure_peak(const bench_job *job, ddpm_backend *be, bench_peak *out)
 {
-    const size_t bytes = (size_t)2 * COPY_BYTES; /* more than three matrices of 2048 x 2048 */
-    void *block = NULL;
-    bench_peak peak = {0};
-    TRY(ddpm_backend_alloc(be, bytes, &block));
-    ddpm_status s = DDPM_OK;
-    for (size_t i = 0; i < sizeof products / sizeof products[0] && !s; i++)
-        s = time_product(be, block, products[i].width, products[i].repeats, &peak.gflop_per_s);
-    if (!s) s = time_copy(be, block, &peak.gb_per_s);
-    ddpm_backend_release(be, block);
-    if (!s) *out = peak;
-    return s;
+    const struct peak_sizes *sizes = ddpm_backend_is_cpu(be) ? &cpu_sizes : &gpu_sizes;
+    op_bench b = {.be = be, .act = job->is_bf16 ? DDPM_BF16 : DDPM_F32};
+    bench_peak peak = {.rated_gflop_per_s = ddpm_backend_rated_flops(be) / 1e9};
+    *out = (bench_peak){NAN, NAN, peak.rated_gflop_per_s};
+    if (job->skips_peak) return DDPM_OK;
+    for (int i = 0; i < PRODUCTS && sizes->products[i].width; i++)
+        time_product(&b, sizes->products[i].width, sizes->products[i].repeats, &peak.gflop_per_s);
+    time_copy(&b, sizes->copy_bytes, &peak.gb_per_s);
+    if (!b.s) *out = peak;
+    return b.s;
+}
+
+void bench_report_shares(report *r, const bench_peak *peak, double gflop_per_s)
+{
+    report_real(r, "gflop_per_s", gflop_per_s);
+    report_real(r, "share_of_peak", gflop_per_s / peak->gflop_per_s);
+    report_real(r, "mfu",
+                peak->rated_gflop_per_s > 0 ? gflop_per_s / peak->rated_gflop_per_s : NAN);
 }
 
 /* The value of the first line "KEY...: value" of a file of /proc; "" when there is none. */
@@ -151,6 +162,8 @@ void bench_report_machine(report *r, const ddpm_backend *be, const bench_peak *p
     report_text(r, "system", "%s %s %s", sys.sysname, sys.release, sys.machine);
     report_real(r, "peak_gflop_per_s", peak->gflop_per_s);
     report_real(r, "copy_gb_per_s", peak->gb_per_s);
+    report_real(r, "rated_bf16_gflop_per_s",
+                peak->rated_gflop_per_s > 0 ? peak->rated_gflop_per_s : NAN);
     report_close(r);
     report_open(r, "versions");
     report_text(r, "ddpm", "%s", BUILD_VERSION);

@@ -84,7 +84,7 @@ static ddpm_status sample_figures(const bench_job *job, struct sample_run *b)
     TRY(time_runs(job, b));
     const int64_t device_bytes = (int64_t)ddpm_backend_memory_peak(b->be),
                   process_bytes = bench_process_peak_bytes();
-    TRY(bench_measure_peak(b->be, &peak));
+    TRY(bench_measure_peak(job, b->be, &peak));
 
     report *r = job->r;
     const int steps = ddpm_sampler_steps(b->sampler);
@@ -106,8 +106,7 @@ static ddpm_status sample_figures(const bench_job *job, struct sample_run *b)
     report_real(r, "run_p99_ms", p99 * 1e3);
     report_real(r, "step_median_ms", median * 1e3 / steps);
     report_real(r, "images_per_s", batch / median);
-    report_real(r, "gflop_per_s", gflop / median);
-    report_real(r, "share_of_peak", gflop / median / peak.gflop_per_s);
+    bench_report_shares(r, &peak, gflop / median);
     report_int(r, "backend_peak_bytes", device_bytes);
     report_int(r, "process_peak_bytes", process_bytes);
     bench_report_machine(r, b->be, &peak);

@@ -153,7 +153,7 @@ static ddpm_status run_steps(bench_job *job, ddpm_backend *be, ddpm_trainer *t, 
     TRY(time_steps(job, t, times, &first_s, &loss));
     const int64_t device_bytes = (int64_t)ddpm_backend_memory_peak(be),
                   process_bytes = bench_process_peak_bytes();
-    TRY(bench_measure_peak(be, &peak));
+    TRY(bench_measure_peak(job, be, &peak));
 
     const double median = bench_times_quantile(times, 0.5);
     const double gflop = 6.0 * ddpm_model_macs(ddpm_trainer_model(t)) * (double)c->batch / 1e9;
@@ -170,8 +170,7 @@ static ddpm_status run_steps(bench_job *job, ddpm_backend *be, ddpm_trainer *t, 
     report_real(r, "step_median_ms", median * 1e3);
     report_real(r, "step_p99_ms", bench_times_quantile(times, 0.99) * 1e3);
     report_real(r, "images_per_s", (double)c->batch / median);
-    report_real(r, "gflop_per_s", gflop / median);
-    report_real(r, "share_of_peak", gflop / median / peak.gflop_per_s);
+    bench_report_shares(r, &peak, gflop / median);
     report_int(r, "backend_peak_bytes", device_bytes);
     report_int(r, "process_peak_bytes", process_bytes);
     report_real(r, "loss", loss);

@@ -43,6 +43,8 @@ void ddpm_backend_free(ddpm_backend *be); /* accepts NULL */
 const char *ddpm_backend_name(const ddpm_backend *be);
 bool ddpm_backend_is_cpu(const ddpm_backend *be);
 int ddpm_backend_threads(const ddpm_backend *be);
+/* FLOP/s of dense bf16 products by the maker's rating, from the device's properties; 0 where none is known. */
+double ddpm_backend_rated_flops(const ddpm_backend *be);
 
 /* How the device may compute. All false at creation; set before the first op, for plans are chosen by it. The CPU computes the
  * same whatever is set here. */

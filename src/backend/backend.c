@@ -56,6 +56,11 @@ int ddpm_backend_threads(const ddpm_backend *be)
     return be->threads;
 }
 
+double ddpm_backend_rated_flops(const ddpm_backend *be)
+{
+    return be->device->rated_flops ? be->device->rated_flops(be) : 0;
+}
+
 void ddpm_backend_configure(ddpm_backend *be, const ddpm_backend_options *options)
 {
     be->options = *options;

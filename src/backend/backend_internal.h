@@ -33,6 +33,7 @@ struct backend_device {
     ddpm_status (*available)(ddpm_backend *be, size_t *out);
     /* Weights may have changed, or will not change until the next call. */
     void (*freeze_weights)(ddpm_backend *be, bool on);
+    double (*rated_flops)(const ddpm_backend *be); /* or NULL: no rating */
 };
 
 enum { BACKEND_NOTICES = 16 };

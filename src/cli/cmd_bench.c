@@ -12,7 +12,7 @@ struct bench {
     const char *what, *config, *device, *json;
     cli_sets sets;
     int batch, warmup, repeats, steps, threads; /* warmup -1, others 0: default */
-    bool profiles, is_quiet;
+    bool profiles, is_quiet, is_bf16, skips_peak;
 };
 
 enum {
@@ -23,7 +23,9 @@ enum {
     KEY_DEVICE,
     KEY_THREADS,
     KEY_JSON,
-    KEY_PROFILE
+    KEY_PROFILE,
+    KEY_DTYPE,
+    KEY_NO_PEAK
 };
 
 enum { DEFAULT_BATCH = 8, DEFAULT_STEPS = 10 };
@@ -35,6 +37,9 @@ static const struct argp_option options[] = {
     {"warmup", KEY_WARMUP, "N", 0, "Repeats before that (default: train 2, sample 1, ops 3)", 0},
     {"steps", KEY_STEPS, "N", 0, "sample: reverse steps of a run (default: 10)", 0},
     {"profile", KEY_PROFILE, NULL, 0, "train: also a table of time by op", 0},
+    {"dtype", KEY_DTYPE, "f32|bf16", 0, "ops: the type of activations (default: f32)", 0},
+    {"no-peak", KEY_NO_PEAK, NULL, 0,
+     "Leave out the machine's own peaks, and with them the shares of them", 0},
     {"set", KEY_SET, "KEY=VALUE", 0, "Override a configuration key; may be given again", 0},
     {"device", KEY_DEVICE, "NAME", 0,
      "cpu or cuda[:n] (default: the GPU where there is one, else the CPU)", 0},
@@ -88,6 +93,14 @@ static error_t parse_option(int key, char *arg, struct argp_state *state)
         return 0;
     case KEY_JSON:
         b->json = arg;
+        return 0;
+    case KEY_NO_PEAK:
+        b->skips_peak = true;
+        return 0;
+    case KEY_DTYPE:
+        b->is_bf16 = strcmp(arg, "bf16") == 0;
+        if (!b->is_bf16 && strcmp(arg, "f32") != 0)
+            cli_usage_error(state, "--dtype %.40s: must be f32 or bf16", arg);
         return 0;
     case KEY_PROFILE:
         b->profiles = true;
@@ -158,6 +171,8 @@ static ddpm_status run_bench(const struct bench *b, report *r)
                      .repeats = b->repeats ? b->repeats : kinds[k].repeats,
                      .batch = b->batch,
                      .profiles = b->profiles,
+                     .is_bf16 = b->is_bf16,
+                     .skips_peak = b->skips_peak,
                      .sink = cli_sink(b->is_quiet),
                      .stop = cli_stop_flag(),
                      .r = r};

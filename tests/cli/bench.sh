@@ -36,6 +36,11 @@ for op in $ops; do
     grep -q "\"op\": \"$op\"" ops.json || fail "no row for $op"
 done
 
+"$ddpm" bench train tiny.yaml --batch 2 --repeats 1 --warmup 0 --no-peak --json short.json >screen 2>err || fail "bench without peaks"
+grep -q '"share_of_peak": null' short.json && grep -q '"peak_gflop_per_s": null' short.json || fail "peaks in spite of --no-peak"
+
+expect 78 "bf16" "$ddpm" bench ops --dtype bf16 --device cpu
+expect 64 "f32 or bf16" "$ddpm" bench ops --dtype f16
 expect 64 "train, sample and ops" "$ddpm" bench tarin
 expect 66 "nowhere.yaml" "$ddpm" bench train nowhere.yaml
 expect 79 "cuda" "$ddpm" bench ops --device cuda

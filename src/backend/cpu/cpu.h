@@ -4,6 +4,7 @@
 
 #include "backend_internal.h"
 #include "fail.h"
+#include "pool.h"
 
 /* A loop compiled for three instruction sets, chosen when the program is loaded. Not under a sanitizer, whose runtime is
  * not there yet when the choice is made. */
@@ -41,7 +42,7 @@ ddpm_status cpu_scratch(ddpm_backend *be, size_t bytes, void **out);
 /* Runs task(context, i, thread) for i = 0 .. n-1, each once, on the backend's threads, in any order; 0 <= thread <
  * cpu_threads(). The caller cuts the work by shapes alone, never by the number of threads, and each task writes only what is
  * its own: then the bits do not depend on the threads. Inside a task OpenMP and oneDNN see one thread. */
-typedef void (*cpu_task)(void *context, int64_t i, int thread);
+typedef pool_task cpu_task;
 void cpu_run(ddpm_backend *be, int64_t n, cpu_task task, void *context);
 
 #endif

@@ -4,6 +4,7 @@
 
 #include "cpu.h"
 #include "onednn.h"
+#include "pool.h"
 
 /* In front of every block of memory; a line wide, so that data stays aligned. */
 struct cpu_block {
@@ -23,6 +24,7 @@ struct cpu_packed {
 
 struct cpu_backend {
     ddpm_backend base; /* first: callers hold a pointer to it */
+    struct pool *pool;
     struct onednn *onednn;
     void *scratch;
     size_t scratch_have;

@@ -2,7 +2,7 @@
  *
  * Threads: the number of cores this process may run on (its affinity mask, and the CPU quota of its control group, rounded up),
  * for a container with two cores of sixty-four must not start sixty-four threads. Work is cut into tasks by shapes alone
- * and handed out dynamically; OMP_NUM_THREADS is not read, --threads is the one way to say it. Denormals keep their IEEE meaning.
+ * and taken as threads come (pool.c); OMP_NUM_THREADS is not read, --threads is the one way to say it. Denormals keep their IEEE meaning.
  *
  * Memory: mmap-backed by the C library at these sizes, so zeroing costs nothing until touched. Each block carries its
  * size in a header line of its own, for release() is told the pointer only. */
@@ -160,6 +160,7 @@ static void cpu_free(ddpm_backend *be)
 {
     struct cpu_backend *cpu = cpu_of(be);
     packed_clear(be);
+    pool_free(cpu->pool);
     onednn_free(cpu->onednn);
     cpu_release(be, cpu->scratch);
     free(cpu);
@@ -190,16 +191,7 @@ ddpm_status cpu_scratch(ddpm_backend *be, size_t bytes, void **out)
 
 void cpu_run(ddpm_backend *be, int64_t n, cpu_task task, void *context)
 {
-    if (n <= 0) return;
-    const int threads = n < be->threads ? (int)n : be->threads;
-#pragma omp parallel num_threads(threads)
-    {
-        omp_set_num_threads(1); /* of this implicit task: what a task calls sees one thread */
-        const int thread = omp_get_thread_num();
-#pragma omp for schedule(dynamic, 1) nowait
-        for (int64_t i = 0; i < n; i++)
-            task(context, i, thread);
-    }
+    pool_run(cpu_of(be)->pool, n, task, context);
 }
 
 static const struct backend_device cpu_device = {
@@ -224,7 +216,8 @@ ddpm_status cpu_backend_create(int threads, ddpm_backend **out)
     be->table = &cpu_ops;
     be->is_cpu = true;
     be->threads = threads ? threads : usable_cores();
-    const ddpm_status s = onednn_create(be->threads, &cpu->onednn);
+    ddpm_status s = pool_create(be->threads, &cpu->pool);
+    if (!s) s = onednn_create(be->threads, &cpu->onednn);
     if (s) {
         cpu_free(be);
         return s;

@@ -104,6 +104,7 @@ static const struct backend_device cuda_device = {
     .sync = cuda_sync,
     .available = cuda_available,
     .freeze_weights = cuda_freeze,
+    .rated_flops = cuda_rated_flops,
 };
 
 ddpm_status cuda_backend_create(int ordinal, int threads, ddpm_backend **out)

@@ -4,6 +4,7 @@
  * memory.c    device blocks, scratch, copies through pinned staging
  * errors.c    every CUDA code becomes one status here, with the op's name
  * ops.c       the table: scratch, launch, status, one line an op
+ * rating.c    what the device's maker says it can do
  * ranges.c    NVTX ranges by op, where the library is there
  *
  * Order. All ops go to `stream`. Uploads and downloads run on `copy`, ordered against `stream` by events;
@@ -64,6 +65,10 @@ ddpm_status cuda_available(ddpm_backend *be, size_t *out);
 /* Scratch of one op's call; NULL for 0 bytes and while measuring. All ops share the block, one after another. */
 ddpm_status cuda_scratch(struct cuda_backend *be, size_t bytes, void **out);
 void cuda_scratch_free(struct cuda_backend *be);
+
+/* ---- rating.c ---- */
+/* FLOP/s of dense bf16 products with f32 sums; 0 for a device that the table does not know. */
+double cuda_rated_flops(const ddpm_backend *be);
 
 /* ---- ops.c ---- */
 extern const struct ops cuda_ops;
