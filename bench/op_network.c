@@ -118,6 +118,20 @@ void op_row_linear_bwd(op_bench *b, const op_level *l)
             3 * level_bytes(b, l) + (op_act_size(b) + 8) * (double)(l->c * l->c));
 }
 
+/* y twice or half the size: to be compared with GroupNorm and upsample2 or avgpool2 as two ops. */
+static void row_groupnorm_resampled(op_bench *b, const op_level *l, struct groupnorm_args args,
+                                    enum norm_resample resample)
+{
+    char text[LABEL_SIZE], of[LABEL_SIZE + 16];
+    const bool up = resample == NORM_UP2;
+    ddpm_tensor y = up ? op_act(b, l->n, 2 * l->h, 2 * l->w, l->c)
+                       : op_act(b, l->n, l->h / 2, l->w / 2, l->c);
+    args.resample = resample;
+    args.y = &y;
+    snprintf(of, sizeof of, "%s silu %s", level_text(l, text), up ? "up2" : "mean2");
+    OP_TIME(b, groupnorm, of, &args, 0, (up ? 5 : 1.25) * level_bytes(b, l));
+}
+
 void op_row_groupnorm(op_bench *b, const op_level *l)
 {
     char text[LABEL_SIZE], of[LABEL_SIZE + 8];
@@ -138,6 +152,8 @@ void op_row_groupnorm(op_bench *b, const op_level *l)
                                         .y = &y};
     snprintf(of, sizeof of, "%s silu", level_text(l, text));
     OP_TIME(b, groupnorm, of, &args, 0, 2 * level_bytes(b, l));
+    row_groupnorm_resampled(b, l, args, NORM_UP2);
+    row_groupnorm_resampled(b, l, args, NORM_MEAN2);
 }
 
 void op_row_groupnorm_bwd(op_bench *b, const op_level *l)

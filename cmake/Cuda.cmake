@@ -4,9 +4,15 @@
 #   OFF       the CPU backend alone
 #   EMULATED  for tests: kernels/ compiled as C++ and run by tests/cuda_on_cpu, which also stands in for the runtime
 #
+# DDPM_CUDNN is AUTO (ON where cuDNN is found), ON or OFF: convolutions, attention and dense layers by cuDNN's engines where
+# they win, else by kernels/ alone. Its folder is the toolkit's, or -DCUDNN_ROOT=FOLDER. EMULATED takes the headers, and
+# tests/cuda_on_cpu stands in for the library.
+#
 # The toolkit is the system's, or the PyPI wheels that cmake/cuda_wheels.sh installs: -DCUDAToolkit_ROOT=FOLDER.
 set(DDPM_CUDA AUTO CACHE STRING "AUTO, ON, OFF or EMULATED")
 set_property(CACHE DDPM_CUDA PROPERTY STRINGS AUTO ON OFF EMULATED)
+set(DDPM_CUDNN AUTO CACHE STRING "AUTO, ON or OFF")
+set_property(CACHE DDPM_CUDNN PROPERTY STRINGS AUTO ON OFF)
 set(DDPM_CUDA_ARCHITECTURES "80-real;90-real;100-real;120" CACHE STRING "as CMAKE_CUDA_ARCHITECTURES")
 
 find_program(DDPM_NVCC nvcc HINTS ${CUDAToolkit_ROOT}/bin $ENV{CUDA_HOME}/bin PATHS /usr/local/cuda/bin)
@@ -41,6 +47,7 @@ if(DDPM_CUDA_MODE STREQUAL "ON")
   target_compile_options(ddpm_kernels PRIVATE -fmad=false -t=0 $<$<BOOL:${DDPM_WERROR}>:-Werror=all-warnings>)
   add_library(ddpm_cuda INTERFACE)
   target_link_libraries(ddpm_cuda INTERFACE ddpm_kernels CUDA::cudart_static)
+  set(DDPM_CUDA_INCLUDE ${CUDAToolkit_INCLUDE_DIRS})
 else()
   enable_language(CXX)
   find_path(DDPM_CUDA_INCLUDE cuda_runtime_api.h HINTS ${CUDAToolkit_ROOT}/include ENV CUDA_HOME PATHS /usr/local/cuda/include
@@ -85,3 +92,34 @@ else()
   target_link_libraries(ddpm_cuda INTERFACE ddpm_kernels ddpm_cuda_on_cpu stdc++ m)
 endif()
 message(STATUS "CUDA backend: ${DDPM_CUDA_MODE}")
+
+# ---- cuDNN ----
+
+find_path(CUDNN_INCLUDE cudnn.h HINTS ${CUDNN_ROOT}/include ${CUDAToolkit_ROOT}/cudnn/include ${DDPM_CUDA_INCLUDE})
+if(DDPM_CUDA_MODE STREQUAL "EMULATED")
+  file(GLOB CUDNN_LIBRARY CONFIGURE_DEPENDS ${stand_in}/cudnn*.cpp)
+else()
+  find_library(CUDNN_LIBRARY NAMES cudnn libcudnn.so.9 PATH_SUFFIXES lib lib64
+               HINTS ${CUDNN_ROOT} ${CUDAToolkit_ROOT}/cudnn ${CUDAToolkit_LIBRARY_DIR})
+endif()
+set(DDPM_CUDNN_MODE OFF)
+if(CUDNN_INCLUDE AND CUDNN_LIBRARY AND NOT DDPM_CUDNN STREQUAL "OFF")
+  file(STRINGS ${CUDNN_INCLUDE}/cudnn_version.h CUDNN_VERSION_LINES REGEX "define CUDNN_(MAJOR|MINOR|PATCHLEVEL) ")
+  string(REGEX REPLACE "[^0-9]+" "." CUDNN_VERSION "${CUDNN_VERSION_LINES}")
+  string(REGEX REPLACE "^\\.|\\.$" "" CUDNN_VERSION "${CUDNN_VERSION}")
+  if(CUDNN_VERSION VERSION_LESS 9.13) # the first with attention as one operation
+    message(STATUS "cuDNN ${CUDNN_VERSION} is older than 9.13: not used")
+  else()
+    set(DDPM_CUDNN_MODE ON)
+    add_library(ddpm_cudnn INTERFACE)
+    target_include_directories(ddpm_cudnn SYSTEM INTERFACE ${CUDNN_INCLUDE} ${DDPM_CUDA_INCLUDE})
+    target_compile_definitions(ddpm_cudnn INTERFACE DDPM_CUDNN)
+    if(NOT DDPM_CUDA_MODE STREQUAL "EMULATED")
+      target_link_libraries(ddpm_cudnn INTERFACE ${CUDNN_LIBRARY})
+    endif()
+  endif()
+endif()
+if(DDPM_CUDNN STREQUAL "ON" AND NOT DDPM_CUDNN_MODE)
+  message(FATAL_ERROR "DDPM_CUDNN=ON and no cuDNN of 9.13 or later: -DCUDNN_ROOT=FOLDER, or run cmake/cuda_wheels.sh")
+endif()
+message(STATUS "cuDNN: ${DDPM_CUDNN_MODE} ${CUDNN_VERSION}")

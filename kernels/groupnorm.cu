@@ -6,11 +6,13 @@
  * Sliced     other images: sums of a slice about its first pixel, for each channel; one block per image and group
  *            merges them by Chan's rule in double; the last kernel applies lines, from the last image to the first,
  *            because what was read last is still in cache.
+ * Resampled  as sliced, whatever the size: a thread has a pixel of the smaller of x and y, and its four of the larger.
  * Precision  nothing cancels, whatever the mean: sums are of differences from a value of the same channel (held: of the
  *            same group and thread), short and in f32; they meet in double. A first pixel that is far out costs at most
  *            its slice's pixels times f32's rounding: it is one of the values, and so part of the variance.
  * Cost       bytes per value, bf16: held 4 (2 read, 2 written), the least possible; sliced 6, and 12 per channel and
- *            slice for sums, at most 5 % of a read.
+ *            slice for sums, at most 5 % of a read. Resampled, per value of x: 12 to four pixels, 4.5 to a quarter;
+ *            with an op of its own for that 14 (held) or 16, and 6.5 or 8.5.
  * Rejected   E[x^2] - E[x]^2 (useless at mean 1000); blocks of one image that wait for each other (no promise that all
  *            of them run); sums by atomics (not the same bits twice); values held in registers (eight packs a thread
  *            left too few for SiLU and dropout: spills, or one block on an SM). */
@@ -98,11 +100,12 @@ groupnorm_merge_kernel(norm_shape s, int64_t slice_pixels, int64_t slices, const
     }
 }
 
-/* y over x for a pack that begins at `element` of the image. Lines stay in shared memory and are read by fours: in
- * registers those of eight channels would halve the warps of an SM. */
-template <int VEC, class T>
-__device__ __forceinline__ void norm_apply(pack<T, VEC> &v, const float *lines, int width, int column, bool silu,
-                                           const norm_dropout &drop, const norm_key &key, int64_t element)
+/* A pack of y from one of x, which may be the same, that begins at `element` of the image. Lines stay in shared memory
+ * and are read by fours: in registers those of eight channels would halve the warps of an SM. */
+template <int VEC, class T, class U>
+__device__ __forceinline__ void norm_apply(const pack<T, VEC> &x, pack<U, VEC> &y, const float *lines, int width,
+                                           int column, bool silu, const norm_dropout &drop, const norm_key &key,
+                                           int64_t element)
 {
     static constexpr int STEP = VEC < 4 ? VEC : 4;
 #pragma unroll
@@ -111,10 +114,10 @@ __device__ __forceinline__ void norm_apply(pack<T, VEC> &v, const float *lines, 
         const uint32_t kept = drop.p > 0 ? norm_kept<STEP>(key, drop.p, element + q) : 0;
 #pragma unroll
         for (int i = 0; i < STEP; i++) {
-            float u = formula_norm(to_float(v.v[q + i]), line.mean[i], line.slope[i], line.offset[i]);
+            float u = formula_norm(to_float(x.v[q + i]), line.mean[i], line.slope[i], line.offset[i]);
             if (silu) u = formula_silu(u);
             if (drop.p > 0) u *= norm_factor(kept, i, drop.inverse_keep);
-            v.v[q + i] = from_float<T>(u);
+            y.v[q + i] = from_float<U>(u);
         }
     }
 }
@@ -145,11 +148,64 @@ groupnorm_apply_kernel(norm_call<T> call, norm_slices cut, const float *stats, T
                 /* read ahead by hand: y may be x, so the compiler cannot move a load over a store */
                 x += next;
                 if (left > 1) ahead = norm_load<VEC>(x);
-                norm_apply(v, lines, WIDTH, at.column, call.silu, call.dropout, key, element);
+                norm_apply(v, v, lines, WIDTH, at.column, call.silu, call.dropout, key, element);
                 norm_store<VEC>(to + element, v);
                 v = ahead;
             }
         }
+        __syncthreads();
+    }
+}
+
+/* The pack of a small pixel: y of x's pack four times, or the mean of y of x's four. */
+template <int VEC, class T>
+__device__ __forceinline__ void norm_apply_resized(const norm_call<T> &call, const float *lines,
+                                                   const norm_place<VEC> &at, int64_t pixel, T *y)
+{
+    const norm_resize &r = call.resize;
+    const norm_dropout none = {};
+    const norm_key no_key = {};
+    const int64_t first = norm_corner(r, pixel);
+    if (r.kind == NORM_UP2) {
+        pack<T, VEC> v = norm_load<VEC>(norm_at(call, at.n, pixel, at.channel));
+        norm_apply(v, v, lines, NORM_TILE * VEC, at.column, call.silu, none, no_key, 0);
+#pragma unroll
+        for (int k = 0; k < 4; k++)
+            norm_store<VEC>(y + (first + norm_corner_step(r, k)) * call.shape.c, v);
+        return;
+    }
+    const T *x = norm_at(call, at.n, first, at.channel);
+    const int64_t step = norm_step(call.shape, at.channel);
+    pack<T, VEC> v[4];
+    pack<float, VEC> u[4];
+#pragma unroll
+    for (int k = 0; k < 4; k++)
+        v[k] = norm_load<VEC>(x + norm_corner_step(r, k) * step);
+#pragma unroll
+    for (int k = 0; k < 4; k++)
+        norm_apply(v[k], u[k], lines, NORM_TILE * VEC, at.column, call.silu, none, no_key, 0);
+    float mean[VEC];
+#pragma unroll
+    for (int i = 0; i < VEC; i++)
+        mean[i] = 0.25f * ((u[0].v[i] + u[1].v[i]) + (u[2].v[i] + u[3].v[i]));
+    store_floats<VEC>(y + pixel * call.shape.c, mean);
+}
+
+/* `small` has the pixels of the smaller of x and y, which cut is made for. */
+template <class T, int VEC>
+__global__ void __launch_bounds__(SLICE_THREADS, 2)
+groupnorm_resample_kernel(norm_call<T> call, norm_shape small, norm_slices cut, const float *stats, T *y)
+{
+    SHARED(norm_four, lines_room, 3 * NORM_TILE * VEC / 4);
+    float *lines = lines_room[0].v;
+    for (int64_t item = cut.items - 1 - blockIdx.x; item >= 0; item -= gridDim.x) {
+        const norm_place<VEC> at = norm_place_sliced<VEC>(small, cut, item);
+        norm_fill_lines(small, call.affine, stats, at, NORM_TILE * VEC, lines);
+        __syncthreads();
+        T *to = y + at.n * call.resize.pixels * small.c + at.channel;
+#pragma unroll 1
+        for (int k = 0; k < at.count; k++)
+            norm_apply_resized(call, lines, at, at.pixel + k * cut.rows, to);
         __syncthreads();
     }
 }
@@ -291,7 +347,7 @@ __device__ __forceinline__ void held_apply(const norm_call<T> &call, const norm_
     for (int left = at.count; left > 0; left--, element += cut.rows * s.c) {
         pack<T, VEC> v = *values;
         values += cut.rows * cut.packs;
-        norm_apply(v, lines, cut.channels, at.column, call.silu, call.dropout, key, element);
+        norm_apply(v, v, lines, cut.channels, at.column, call.silu, call.dropout, key, element);
         norm_store<VEC>(y + element, v);
     }
 }
@@ -337,6 +393,18 @@ static int fold_bits(int64_t group, int vec)
     return bits;
 }
 
+template <class T, int VEC>
+static cudaError_t launch_apply(cudaStream_t stream, const norm_call<T> &call, const float *stats, T *y)
+{
+    norm_shape s = call.shape;
+    if (call.resize.kind == NORM_MEAN2) s.pixels = call.resize.pixels;
+    const norm_slices cut = norm_slices_of(s, VEC, SLICE_THREADS);
+    const dim3 grid(grid_for(cut.items, 1)), block(SLICE_THREADS);
+    if (call.resize.kind == NORM_SAME)
+        return launch_kernel(groupnorm_apply_kernel<T, VEC>, grid, block, 0, stream, call, cut, stats, y);
+    return launch_kernel(groupnorm_resample_kernel<T, VEC>, grid, block, 0, stream, call, s, cut, stats, y);
+}
+
 template <class T, int VEC> static cudaError_t launch_vec(cudaStream_t stream, const groupnorm_args *a, float *part)
 {
     const norm_call<T> call = norm_call_of<T>(a);
@@ -346,7 +414,7 @@ template <class T, int VEC> static cudaError_t launch_vec(cudaStream_t stream, c
     const int bits = fold_bits(s.group, VEC);
     const norm_holding holding = {sizeof(T), (int64_t)sizeof(double) >> bits, 3 * sizeof(float), HELD_THREADS};
     const norm_tiles held = norm_tiles_of(s, VEC, sizeof(T), holding);
-    if (held.channels > 0) {
+    if (held.channels > 0 && a->resample == NORM_SAME) {
         const cudaError_t e = norm_allow(groupnorm_held_kernel<T, VEC>, held.bytes);
         if (e != cudaSuccess) return e;
         return launch_kernel(groupnorm_held_kernel<T, VEC>, dim3(grid_for(held.items, 1)), dim3((unsigned)held.threads),
@@ -359,7 +427,7 @@ template <class T, int VEC> static cudaError_t launch_vec(cudaStream_t stream, c
         e = launch_kernel(groupnorm_merge_kernel, dim3(grid_for(s.n * s.groups, 1)), dim3(MERGE_THREADS), 0, stream, s,
                           cut.pixels, cut.per_image, part, a->eps, stats);
     if (e == cudaSuccess)
-        e = launch_kernel(groupnorm_apply_kernel<T, VEC>, grid, block, 0, stream, call, cut, stats, y);
+        e = launch_apply<T, VEC>(stream, call, stats, y);
     return e;
 }
 

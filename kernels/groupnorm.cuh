@@ -6,6 +6,8 @@
  * Held     for small images: a block takes all pixels of a tile made of whole groups, keeps them in shared memory
  *          through sums and use, and global memory is read once.
  *
+ * Where y has another size than x, images are sliced, and the smaller of the two is what slices are cut from.
+ *
  * In both a thread stays with one pack of channels and walks over pixels, so that a channel's numbers are read once,
  * and neighbouring threads read neighbouring packs. Cuts depend on the shape of one image alone: the bits of an image's
  * result are the same in every batch. */
@@ -42,8 +44,15 @@ struct norm_dropout {
     const uint64_t *index;
 };
 
+/* Where a pixel of x has its value of y, or of dy: `pixels` of an image of y, w of a row of the smaller of x and y. */
+struct norm_resize {
+    norm_resample kind;
+    int64_t pixels, w;
+};
+
 template <class T> struct norm_call {
     norm_shape shape;
+    norm_resize resize;
     const T *x1, *x2;
     norm_affine affine;
     norm_dropout dropout;
@@ -68,6 +77,10 @@ template <class T, class A> static inline norm_call<T> norm_call_of(const A *a)
 {
     norm_call<T> call = {};
     call.shape = norm_shape_of(a);
+    const bool halves = a->resample == NORM_MEAN2;
+    call.resize.kind = a->resample;
+    call.resize.pixels = halves ? call.shape.pixels / 4 : call.shape.pixels * (a->resample == NORM_UP2 ? 4 : 1);
+    call.resize.w = halves ? a->x1->dim[2] / 2 : a->x1->dim[2];
     call.x1 = static_cast<const T *>(a->x1->data);
     call.x2 = a->x2 ? static_cast<const T *>(a->x2->data) : nullptr;
     call.affine.gamma = static_cast<const float *>(a->gamma->data);
@@ -249,6 +262,54 @@ template <int VEC, class T> __device__ __forceinline__ pack<T, VEC> norm_load(co
 template <int VEC, class T> __device__ __forceinline__ void norm_store(T *p, const pack<T, VEC> &v)
 {
     *reinterpret_cast<pack<T, VEC> *>(p) = v;
+}
+
+/* The first of the four pixels of the larger image under a pixel of the smaller; the others are 1, 2w and 2w + 1
+ * further. Row and column doubled: 2 row 2w + 2 (pixel - row w). */
+__device__ __forceinline__ int64_t norm_corner(const norm_resize &r, int64_t pixel)
+{
+    return 2 * (pixel + pixel / r.w * r.w);
+}
+
+__device__ __forceinline__ int64_t norm_corner_step(const norm_resize &r, int corner)
+{
+    return corner / 2 * 2 * r.w + corner % 2;
+}
+
+/* dy of a pack of x out of a resampled dy, `image` its first value of the image and channel: the sum of the four that
+ * it went to, or a quarter of what it was averaged into. */
+template <int VEC, class T>
+__device__ __forceinline__ pack<float, VEC> norm_load_resized(const norm_resize &r, const T *image, int64_t c,
+                                                              int64_t pixel)
+{
+    pack<float, VEC> sum;
+    if (r.kind == NORM_UP2) {
+        const int64_t first = norm_corner(r, pixel);
+        float x[4][VEC];
+#pragma unroll
+        for (int k = 0; k < 4; k++)
+            load_floats<VEC>(image + (first + norm_corner_step(r, k)) * c, x[k]);
+#pragma unroll
+        for (int i = 0; i < VEC; i++)
+            sum.v[i] = (x[0][i] + x[1][i]) + (x[2][i] + x[3][i]);
+    } else {
+        const int64_t row = pixel / (2 * r.w);
+        load_floats<VEC>(image + (row / 2 * r.w + (pixel - row * 2 * r.w) / 2) * c, sum.v);
+#pragma unroll
+        for (int i = 0; i < VEC; i++)
+            sum.v[i] *= 0.25f;
+    }
+    return sum;
+}
+
+/* dy of a pack of x; RESIZED: out of a resampled dy, in f32. */
+template <bool RESIZED, int VEC, class T>
+__device__ __forceinline__ auto norm_load_dy(const norm_call<T> &call, const T *image, int64_t pixel)
+{
+    if constexpr (RESIZED)
+        return norm_load_resized<VEC>(call.resize, image, call.shape.c, pixel);
+    else
+        return norm_load<VEC>(image + pixel * call.shape.c);
 }
 
 /* Packs that a thread has in flight while it fills shared memory: 64 bytes, times 512 threads and more of an SM. */

@@ -9,6 +9,7 @@
  * Held       small images: x and dy, where dropped values have become 0, stay in shared memory between the sums and dx.
  * Sliced     other images: sums of slices, one block per image and group for what follows from them, then dx, from
  *            the last image to the first, because what was read last is still in cache. du is computed twice.
+ * Resampled  as sliced, whatever the size; dy is brought to x's size as it is read, twice.
  * Both end with dgamma and dbeta, added over images in a fixed order. Sums are f32 within a slice, then double.
  * Cost       bytes per value, bf16: held 6 (8 with add), the least possible; sliced 10 (12), and 8 per channel and
  *            slice.
@@ -50,9 +51,9 @@ __device__ __forceinline__ void norm_mask(const norm_dropout &drop, const norm_k
     }
 }
 
-/* du of COUNT values; factor: dropout's for those kept. */
-template <int COUNT, class T>
-__device__ __forceinline__ void norm_du(const T x[COUNT], const T dy[COUNT], const norm_lines<COUNT> &line, bool silu,
+/* du of COUNT values; factor: dropout's for those kept. D is T, or float for a resampled dy. */
+template <int COUNT, class T, class D>
+__device__ __forceinline__ void norm_du(const T x[COUNT], const D dy[COUNT], const norm_lines<COUNT> &line, bool silu,
                                         float factor, float du[COUNT])
 {
 #pragma unroll
@@ -64,8 +65,8 @@ __device__ __forceinline__ void norm_du(const T x[COUNT], const T dy[COUNT], con
 
 /* sum += du and product += du (x - mean) of a pack. Lines are [3,width] in shared memory, read by fours to spare
  * registers. */
-template <int VEC, class T>
-__device__ __forceinline__ void norm_add_pack(const norm_call<T> &call, const pack<T, VEC> &x, const pack<T, VEC> &dy,
+template <int VEC, class T, class D>
+__device__ __forceinline__ void norm_add_pack(const norm_call<T> &call, const pack<T, VEC> &x, const pack<D, VEC> &dy,
                                               const float *lines, int width, int column, float sum[VEC],
                                               float product[VEC])
 {
@@ -84,8 +85,8 @@ __device__ __forceinline__ void norm_add_pack(const norm_call<T> &call, const pa
 }
 
 /* dx of a pack over x. Lines are [5,width]: behind the three, rstd m1 and rstd^2 m2. */
-template <int VEC, class T>
-__device__ __forceinline__ void norm_dx_pack(const norm_call<T> &call, pack<T, VEC> &x, const pack<T, VEC> &dy,
+template <int VEC, class T, class D>
+__device__ __forceinline__ void norm_dx_pack(const norm_call<T> &call, pack<T, VEC> &x, const pack<D, VEC> &dy,
                                              const float *lines, int width, int column, const T *add)
 {
     static constexpr int STEP = VEC < 4 ? VEC : 4;
@@ -121,7 +122,7 @@ __device__ __forceinline__ void norm_channel(const norm_shape &s, const norm_aff
 /* ---- sliced ---- */
 
 /* part [N,slices,2,C]: sums of du and of du (x - mean). */
-template <class T, int VEC>
+template <class T, int VEC, bool RESIZED>
 __global__ void __launch_bounds__(THREADS, 4)
 groupnorm_bwd_sums_kernel(norm_call<T> call, norm_slices cut, const T *dy_all, const float *stats, float *part)
 {
@@ -139,20 +140,22 @@ groupnorm_bwd_sums_kernel(norm_call<T> call, norm_slices cut, const T *dy_all, c
         if (at.active) {
             const norm_key key = norm_key_of(call.dropout, at.n);
             const int64_t next = cut.rows * norm_step(s, at.channel);
-            const T *x = norm_at(call, at.n, at.pixel, at.channel), *dy = dy_all + at.n * s.pixels * s.c;
-            int64_t element = at.pixel * s.c + at.channel;
-            pack<T, VEC> v = {}, d = {}, v_ahead = {}, d_ahead = {};
+            const T *x = norm_at(call, at.n, at.pixel, at.channel);
+            const T *dy = dy_all + at.n * call.resize.pixels * s.c + at.channel;
+            int64_t pixel = at.pixel;
+            pack<T, VEC> v = {}, v_ahead = {};
+            decltype(norm_load_dy<RESIZED, VEC>(call, dy, pixel)) d = {}, d_ahead = {};
             if (at.count > 0) v = norm_load<VEC>(x);
-            if (at.count > 0) d = norm_load<VEC>(dy + element);
+            if (at.count > 0) d = norm_load_dy<RESIZED, VEC>(call, dy, pixel);
 #pragma unroll 1
             for (int left = at.count; left > 0; left--) {
                 /* read ahead by hand: dropout's branch keeps the compiler from it */
-                const int64_t here = element;
+                const int64_t here = pixel * s.c + at.channel;
                 x += next;
-                element += cut.rows * s.c;
+                pixel += cut.rows;
                 if (left > 1) v_ahead = norm_load<VEC>(x);
-                if (left > 1) d_ahead = norm_load<VEC>(dy + element);
-                norm_mask(call.dropout, key, here, d);
+                if (left > 1) d_ahead = norm_load_dy<RESIZED, VEC>(call, dy, pixel);
+                if constexpr (!RESIZED) norm_mask(call.dropout, key, here, d);
                 norm_add_pack(call, v, d, lines, WIDTH, at.column, sum, product);
                 v = v_ahead;
                 d = d_ahead;
@@ -215,7 +218,7 @@ groupnorm_bwd_merge_kernel(norm_shape s, norm_affine affine, norm_gradients to, 
 }
 
 /* dx1 may be dy or add1, dx2 may be add2: a value is read by the thread that then writes it. */
-template <class T, int VEC>
+template <class T, int VEC, bool RESIZED>
 __global__ void __launch_bounds__(THREADS, 5)
 groupnorm_bwd_dx_kernel(norm_call<T> call, norm_slices cut, norm_images<T> images, const float *stats,
                         const float *terms)
@@ -235,17 +238,18 @@ groupnorm_bwd_dx_kernel(norm_call<T> call, norm_slices cut, norm_images<T> image
         __syncthreads();
         if (at.active) {
             const norm_key key = norm_key_of(call.dropout, at.n);
-            const T *x = norm_of(call.x1, call.x2, s, at.channel), *dy = images.dy + at.n * s.pixels * s.c;
+            const T *x = norm_of(call.x1, call.x2, s, at.channel);
+            const T *dy = images.dy + at.n * call.resize.pixels * s.c + at.channel;
             const T *add = norm_of(images.add1, images.add2, s, at.channel);
             T *dx = norm_of(images.dx1, images.dx2, s, at.channel);
             int64_t i = norm_offset(s, at.n, at.pixel, at.channel);
-            int64_t element = at.pixel * s.c + at.channel;
+            int64_t pixel = at.pixel;
             const int64_t next = cut.rows * norm_step(s, at.channel);
 #pragma unroll 1
-            for (int left = at.count; left > 0; left--, i += next, element += cut.rows * s.c) {
+            for (int left = at.count; left > 0; left--, i += next, pixel += cut.rows) {
                 pack<T, VEC> v = norm_load<VEC>(x + i);
-                pack<T, VEC> d = norm_load<VEC>(dy + element);
-                norm_mask(call.dropout, key, element, d);
+                auto d = norm_load_dy<RESIZED, VEC>(call, dy, pixel);
+                if constexpr (!RESIZED) norm_mask(call.dropout, key, pixel * s.c + at.channel, d);
                 norm_dx_pack(call, v, d, lines, WIDTH, at.column, add ? add + i : nullptr);
                 norm_store<VEC>(dx + i, v);
             }
@@ -415,7 +419,7 @@ static norm_gradients gradients_of(const groupnorm_bwd_args *a, float *sums)
     return to;
 }
 
-template <class T, int VEC>
+template <class T, int VEC, bool RESIZED>
 static cudaError_t launch_sliced(cudaStream_t stream, const groupnorm_bwd_args *a, const norm_call<T> &call,
                                  float *scratch)
 {
@@ -428,12 +432,14 @@ static cudaError_t launch_sliced(cudaStream_t stream, const groupnorm_bwd_args *
     float *terms = scratch + terms_at, *part = scratch + part_at;
     const dim3 grid(grid_for(cut.items, 1)), block(THREADS);
     cudaError_t e =
-        launch_kernel(groupnorm_bwd_sums_kernel<T, VEC>, grid, block, 0, stream, call, cut, images.dy, stats, part);
+        launch_kernel(groupnorm_bwd_sums_kernel<T, VEC, RESIZED>, grid, block, 0, stream, call, cut, images.dy, stats,
+                      part);
     if (e == cudaSuccess)
         e = launch_kernel(groupnorm_bwd_merge_kernel, dim3(grid_for(s.n * s.groups, 1)), dim3(MERGE_THREADS), 0, stream,
                           s, call.affine, gradients_of(a, scratch), cut.per_image, part, stats, terms);
     if (e == cudaSuccess)
-        e = launch_kernel(groupnorm_bwd_dx_kernel<T, VEC>, grid, block, 0, stream, call, cut, images, stats, terms);
+        e = launch_kernel(groupnorm_bwd_dx_kernel<T, VEC, RESIZED>, grid, block, 0, stream, call, cut, images, stats,
+                          terms);
     return e;
 }
 
@@ -441,9 +447,10 @@ template <class T, int VEC>
 static cudaError_t launch_vec(cudaStream_t stream, const groupnorm_bwd_args *a, float *scratch)
 {
     const norm_call<T> call = norm_call_of<T>(a);
+    if (a->resample != NORM_SAME) return launch_sliced<T, VEC, true>(stream, a, call, scratch);
     const norm_holding holding = {2 * sizeof(T), 2 * sizeof(float), 5 * sizeof(float), THREADS};
     const norm_tiles held = norm_tiles_of(call.shape, VEC, sizeof(T), holding);
-    if (held.channels == 0) return launch_sliced<T, VEC>(stream, a, call, scratch);
+    if (held.channels == 0) return launch_sliced<T, VEC, false>(stream, a, call, scratch);
     const cudaError_t e = norm_allow(groupnorm_bwd_held_kernel<T, VEC>, held.bytes);
     if (e != cudaSuccess) return e;
     return launch_kernel(groupnorm_bwd_held_kernel<T, VEC>, dim3(grid_for(held.items, 1)), dim3((unsigned)held.threads),

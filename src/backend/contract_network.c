@@ -12,7 +12,8 @@
 static ddpm_status expect_norm(const ddpm_backend *be, const char *op, const ddpm_tensor *x1,
                                const ddpm_tensor *x2, const ddpm_tensor *gamma,
                                const ddpm_tensor *beta, const ddpm_tensor *scale,
-                               const ddpm_tensor *shift, int groups, float dropout, bool has_key)
+                               const ddpm_tensor *shift, int groups, enum norm_resample resample,
+                               float dropout, bool has_key)
 {
     const ddpm_dtype dtype = op_activation(be, x1);
     OP_EXPECT(be, op, x1, dtype, OP_DENSE, -1, -1, -1, -1);
@@ -28,28 +29,49 @@ static ddpm_status expect_norm(const ddpm_backend *be, const char *op, const ddp
             (double)dropout);
     REQUIRE(dropout == 0.0f || has_key || be->is_measuring, SHAPE,
             "%s: dropout needs state and index", op);
+    REQUIRE(resample == NORM_SAME || dropout == 0.0f, SHAPE, "%s: no dropout where y is resampled",
+            op);
     return DDPM_OK;
+}
+
+/* y or dy: as x1 with c channels, resampled. */
+static ddpm_status expect_resampled(const ddpm_backend *be, const char *op, const char *name,
+                                    const ddpm_tensor *y, const ddpm_tensor *x1, int64_t c,
+                                    enum norm_resample resample)
+{
+    int64_t h = x1->dim[1], w = x1->dim[2];
+    REQUIRE(resample == NORM_SAME || resample == NORM_UP2 || resample == NORM_MEAN2, SHAPE,
+            "%s: no way to resample is number %d", op, (int)resample);
+    if (resample == NORM_UP2) {
+        h *= 2;
+        w *= 2;
+    } else if (resample == NORM_MEAN2) {
+        REQUIRE(h % 2 == 0 && w % 2 == 0, SHAPE, "%s: x1 is %lld by %lld, both must be even", op,
+                (long long)h, (long long)w);
+        h /= 2;
+        w /= 2;
+    }
+    return op_expect(be, op, name, y, x1->dtype, OP_DENSE, 4, (int64_t[]){x1->dim[0], h, w, c});
 }
 
 ddpm_status expect_groupnorm(const ddpm_backend *be, const struct groupnorm_args *a)
 {
     const char *op = "groupnorm";
     TRY(expect_norm(be, op, a->x1, a->x2, a->gamma, a->beta, a->scale, a->shift, a->groups,
-                    a->dropout, a->state && a->index));
+                    a->resample, a->dropout, a->state && a->index));
     const int64_t *dim = a->x1->dim;
     OP_EXPECT(be, op, a->stats, DDPM_F32, OP_DENSE, dim[0], a->groups, 2);
-    OP_EXPECT(be, op, a->y, a->x1->dtype, OP_DENSE, dim[0], dim[1], dim[2], a->gamma->dim[0]);
-    return DDPM_OK;
+    return expect_resampled(be, op, "y", a->y, a->x1, a->gamma->dim[0], a->resample);
 }
 
 ddpm_status expect_groupnorm_bwd(const ddpm_backend *be, const struct groupnorm_bwd_args *a)
 {
     const char *op = "groupnorm_bwd";
     TRY(expect_norm(be, op, a->x1, a->x2, a->gamma, a->beta, a->scale, a->shift, a->groups,
-                    a->dropout, a->state && a->index));
+                    a->resample, a->dropout, a->state && a->index));
     const ddpm_dtype dtype = a->x1->dtype;
     const int64_t *dim = a->x1->dim, c = a->gamma->dim[0];
-    OP_EXPECT(be, op, a->dy, dtype, OP_DENSE, dim[0], dim[1], dim[2], c);
+    TRY(expect_resampled(be, op, "dy", a->dy, a->x1, c, a->resample));
     OP_EXPECT(be, op, a->stats, DDPM_F32, OP_DENSE, dim[0], a->groups, 2);
     OP_EXPECT_LIKE(be, op, a->dx1, dtype, a->x1);
     if (a->add1) OP_EXPECT_LIKE(be, op, a->add1, dtype, a->x1);

@@ -98,6 +98,10 @@ struct linear_bwd_args {
     ddpm_tensor *dx, *dw, *db;
 };
 
+/* What GroupNorm's result becomes on its way to y: itself; four times each pixel, by nearest
+ * neighbour; the mean of each 2x2 pixels. */
+enum norm_resample { NORM_SAME, NORM_UP2, NORM_MEAN2 };
+
 /* GroupNorm over the channels of x1 and, behind them, x2 (a skip connection that is never copied
  * together):
  *   u = (x - mean) * rstd * gamma + beta      per image and group, rstd = 1/sqrt(var + eps), biased
@@ -116,6 +120,8 @@ struct linear_bwd_args {
  *   groups    divides C1+C2; a group may straddle x1 and x2
  *   stats     [N,groups,2] written: mean, rstd
  *   y         [N,H,W,C1+C2]; may be x1 when x2 is NULL
+ *             with NORM_UP2 [N,2H,2W,C1+C2], with NORM_MEAN2 [N,H/2,W/2,C1+C2], H and W even: as
+ *             upsample2 or avgpool2 of the former, rounded once; then not x1, and no dropout
  * Statistics by a two-pass or shifted sum: as good for a mean of 1000 and a deviation of 1 as for a
  * mean of 0. */
 struct groupnorm_args {
@@ -123,22 +129,24 @@ struct groupnorm_args {
     int groups;
     float eps;
     bool silu;
+    enum norm_resample resample;
     float dropout;
     uint32_t layer;
     const struct step_state *state; /* device */
     const uint64_t *index;          /* device [N] */
     ddpm_tensor *stats, *y;
 };
-/* From dy [N,H,W,C1+C2]: dx1 = ... (+ add1), dx2 = ... (+ add2); dgamma, dbeta +=. The normalised
+/* From dy, of y's extents: dx1 = ... (+ add1), dx2 = ... (+ add2); dgamma, dbeta +=. The normalised
  * values are computed again from x and stats.
  *   add1      [N,H,W,C1] or NULL; may be dx1
  *   add2      [N,H,W,C2] or NULL; may be dx2
- *   dx1, dx2  as x1, x2; dx1 may be dy when x2 is NULL
+ *   dx1, dx2  as x1, x2; dx1 may be dy when x2 is NULL and nothing is resampled
  *   dscale, dshift  [N,C1+C2] views, written where scale and shift are given */
 struct groupnorm_bwd_args {
     const ddpm_tensor *dy, *x1, *x2, *gamma, *beta, *scale, *shift, *stats;
     int groups;
     bool silu;
+    enum norm_resample resample;
     float dropout;
     uint32_t layer;
     const struct step_state *state;

@@ -4,6 +4,7 @@ registers, static shared memory and spills with the committed table kernels/reso
 
     tests/build/kernels.py                  compare; exit 1 on a difference, a spill or a warning
     tests/build/kernels.py --write          write the table
+    tests/build/kernels.py --only groupnorm.cu [--write]    of one file alone
     tests/build/kernels.py --markdown       the table for people, with the blocks per multiprocessor that registers allow
 
 The table belongs to one version of nvcc. With another one, register counts differ by a few: then only spills, warnings and
@@ -63,17 +64,16 @@ def compile_one(nvcc, source, arch, folder):
     return found
 
 
-def measure(nvcc):
-    sources = sorted(os.path.join(ROOT, "kernels", f) for f in os.listdir(os.path.join(ROOT, "kernels")) if f.endswith(".cu"))
-    rows = []
-    with tempfile.TemporaryDirectory() as folder, concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
+def measure(nvcc, names, processes):
+    sources, rows = [os.path.join(ROOT, "kernels", name) for name in names], []
+    with tempfile.TemporaryDirectory() as folder, concurrent.futures.ThreadPoolExecutor(processes) as pool:
         jobs = [(source, arch, pool.submit(compile_one, nvcc, source, arch, folder))
                 for source in sources for arch in ARCHITECTURES]
         for source, arch, job in jobs:
             found = job.result()
             for name, (registers, shared, spill) in zip(demangle(list(found)), found.values()):
                 rows.append((os.path.basename(source), name, f"sm_{arch}", registers, shared, spill))
-    return sorted(rows, key=lambda r: (r[0], r[1], int(r[2][3:])))
+    return rows
 
 
 def read_table():
@@ -88,7 +88,7 @@ def write_table(version, rows):
     with open(TABLE, "w") as f:
         f.write(f"# made by tests/build/kernels.py --write with nvcc {version}\n")
         f.write("# file\tkernel\tarchitecture\tregisters\tstatic shared bytes\tspill bytes\n")
-        for row in rows:
+        for row in sorted(rows, key=lambda r: (r[0], r[1], int(r[2][3:]))):
             f.write("\t".join(map(str, row)) + "\n")
 
 
@@ -106,16 +106,22 @@ def main():
     parser.add_argument("--write", action="store_true")
     parser.add_argument("--markdown", action="store_true")
     parser.add_argument("--nvcc")
+    parser.add_argument("--only", help="a file of kernels/")
+    parser.add_argument("-j", "--jobs", type=int, default=os.cpu_count())
     args = parser.parse_args()
     if args.markdown:
         return markdown(read_table()[1])
     nvcc = find_nvcc(args.nvcc)
-    version, rows = version_of(nvcc), measure(nvcc)
+    names = [args.only] if args.only else sorted(f for f in os.listdir(os.path.join(ROOT, "kernels")) if f.endswith(".cu"))
+    version, rows = version_of(nvcc), measure(nvcc, names, args.jobs)
+    table_version, table = read_table() if os.path.exists(TABLE) else (version, [])
     faults = [f"{r[0]}: {r[1]} spills {r[5]} bytes on {r[2]}" for r in rows if r[5]]
     if args.write:
-        write_table(version, rows)
+        if args.only and version != table_version:
+            sys.exit(f"kernels.py: the table is of nvcc {table_version}, this is {version}: write all of it")
+        write_table(version, rows + [r for r in table if r[0] not in names])
     else:
-        table_version, table = read_table()
+        table = [r for r in table if r[0] in names or not args.only]
         same = version == table_version
         width = 6 if same else 3
         ours, theirs = {r[:width] for r in rows}, {r[:width] for r in table}

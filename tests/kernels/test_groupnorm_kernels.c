@@ -10,11 +10,13 @@ struct shape {
     bool half, film, silu;
     float dropout, mean;
     int askew; /* elements between a 16-byte boundary and each image */
+    enum norm_resample resample;
+    int64_t w; /* where y is resampled: pixels of a row of x */
 };
 
 struct call {
     struct shape s;
-    int64_t c, all;
+    int64_t c, all, y_all; /* elements of both sources together; of y and dy */
     struct values x1, x2, dy, add1, add2, y, dx1, dx2;
     float *gamma, *beta, *film, *stats, *dgamma, *dbeta, *dfilm; /* film: rows scale | shift | 1 more */
     uint64_t *index;
@@ -29,12 +31,13 @@ static struct call call_of(struct shape s)
     const int64_t pixels = s.n * s.pixels;
     const ddpm_dtype dtype = s.half ? DDPM_BF16 : DDPM_F32;
     k.all = pixels * k.c;
+    k.y_all = s.resample == NORM_UP2 ? 4 * k.all : s.resample == NORM_MEAN2 ? k.all / 4 : k.all;
     k.x1 = random_values(pixels * s.c1, dtype, s.askew, 1, s.mean - 1, s.mean + 2);
     k.x2 = random_values(pixels * s.c2, dtype, s.askew, 2, s.mean - 2, s.mean + 1);
-    k.dy = random_values(k.all, dtype, s.askew, 3, -1, 1);
+    k.dy = random_values(k.y_all, dtype, s.askew, 3, -1, 1);
     k.add1 = random_values(pixels * s.c1, dtype, s.askew, 4, -1, 1);
     k.add2 = random_values(pixels * s.c2, dtype, s.askew, 5, -1, 1);
-    k.y = values_of(k.all, dtype, s.askew);
+    k.y = values_of(k.y_all, dtype, s.askew);
     k.dx1 = values_of(pixels * s.c1, dtype, s.askew);
     k.dx2 = values_of(pixels * s.c2, dtype, s.askew);
     k.gamma = uniforms(k.c, 6, 0.5f, 1.5f);
@@ -50,15 +53,27 @@ static struct call call_of(struct shape s)
 
 static ddpm_tensor image_of(const struct call *k, struct values v, int64_t c)
 {
-    return tensor_of(v, ddpm_tensor_4d(NULL, k->s.n, 1, k->s.pixels, c));
+    const int64_t w = k->s.w ? k->s.w : k->s.pixels;
+    return tensor_of(v, ddpm_tensor_4d(NULL, k->s.n, k->s.pixels / w, w, c));
+}
+
+/* Of y or dy. */
+static ddpm_tensor result_of(const struct call *k, struct values v)
+{
+    const ddpm_tensor t = image_of(k, v, k->c);
+    const enum norm_resample r = k->s.resample;
+    const int64_t h = t.dim[1], w = t.dim[2];
+    if (r == NORM_UP2) return tensor_of(v, ddpm_tensor_4d(NULL, k->s.n, 2 * h, 2 * w, k->c));
+    if (r == NORM_MEAN2) return tensor_of(v, ddpm_tensor_4d(NULL, k->s.n, h / 2, w / 2, k->c));
+    return t;
 }
 
 /* Forward, then backward, with the statistics of forward. */
 static void run(struct call *k)
 {
     const struct shape s = k->s;
-    ddpm_tensor x1 = image_of(k, k->x1, s.c1), x2 = image_of(k, k->x2, s.c2), y = image_of(k, k->y, k->c);
-    ddpm_tensor dy = image_of(k, k->dy, k->c), add1 = image_of(k, k->add1, s.c1), add2 = image_of(k, k->add2, s.c2);
+    ddpm_tensor x1 = image_of(k, k->x1, s.c1), x2 = image_of(k, k->x2, s.c2), y = result_of(k, k->y);
+    ddpm_tensor dy = result_of(k, k->dy), add1 = image_of(k, k->add1, s.c1), add2 = image_of(k, k->add2, s.c2);
     ddpm_tensor dx1 = image_of(k, k->dx1, s.c1), dx2 = image_of(k, k->dx2, s.c2);
     ddpm_tensor gamma = ddpm_tensor_1d(k->gamma, k->c), beta = ddpm_tensor_1d(k->beta, k->c);
     ddpm_tensor dgamma = ddpm_tensor_1d(k->dgamma, k->c), dbeta = ddpm_tensor_1d(k->dbeta, k->c);
@@ -77,6 +92,7 @@ static void run(struct call *k)
                                            .groups = s.groups,
                                            .eps = 1e-5f,
                                            .silu = s.silu,
+                                           .resample = s.resample,
                                            .dropout = s.dropout,
                                            .layer = 5,
                                            .state = &k->state,
@@ -93,6 +109,7 @@ static void run(struct call *k)
                                                 .stats = &stats,
                                                 .groups = s.groups,
                                                 .silu = s.silu,
+                                                .resample = s.resample,
                                                 .dropout = s.dropout,
                                                 .layer = 5,
                                                 .state = &k->state,
@@ -130,6 +147,17 @@ static double mask_at(const struct call *k, int64_t n, int64_t element)
     return philox_uniform(w.v[element % 4]) >= k->s.dropout ? 1 / (1 - (double)k->s.dropout) : 0;
 }
 
+/* The i-th place in y of a value of pixel p of x, of at most four; -1: no more. */
+static int64_t place_of(const struct call *k, int64_t n, int64_t p, int64_t c, int64_t i)
+{
+    const int64_t w = k->s.w, pixels = k->s.pixels;
+    if (k->s.resample == NORM_UP2)
+        return i == 4 ? -1 : (n * 4 * pixels + (2 * (p / w) + i / 2) * 2 * w + 2 * (p % w) + i % 2) * k->c + c;
+    if (i > 0) return -1;
+    if (k->s.resample == NORM_MEAN2) return (n * (pixels / 4) + p / w / 2 * (w / 2) + p % w / 2) * k->c + c;
+    return (n * pixels + p) * k->c + c;
+}
+
 /* One image and group, channels first .. first + group. */
 static void want_group(const struct call *k, struct want *to, int64_t n, int64_t first, int64_t group)
 {
@@ -155,8 +183,13 @@ static void want_group(const struct call *k, struct want *to, int64_t n, int64_t
             const int64_t at = (n * pixels + p) * k->c + c;
             const double xhat = (x_at(k, n * pixels + p, c) - mean) * rstd, mask = mask_at(k, n, p * k->c + c);
             const double u = (xhat * gamma + beta) * more + (k->s.film ? (double)shift[c] : 0), s = 1 / (1 + exp(-u));
-            const double du = value_at(k->dy, at) * mask * (k->s.silu ? s * (1 + u * (1 - s)) : 1);
-            to->y[at] = (k->s.silu ? u * s : u) * mask;
+            const double part = k->s.resample == NORM_MEAN2 ? 0.25 : 1;
+            double dy = 0;
+            for (int64_t i = 0, place; (place = place_of(k, n, p, c, i)) >= 0; i++) {
+                dy += value_at(k->dy, place) * part;
+                to->y[place] += (k->s.silu ? u * s : u) * mask * part;
+            }
+            const double du = dy * mask * (k->s.silu ? s * (1 + u * (1 - s)) : 1);
             to->dx[at] = du;
             a += du;
             b += du * xhat;
@@ -181,7 +214,7 @@ static void want_group(const struct call *k, struct want *to, int64_t n, int64_t
 static struct want want_of(const struct call *k)
 {
     const int64_t row = 2 * k->c + 1, group = k->c / k->s.groups;
-    struct want to = {zeros64(k->all), zeros64(k->all), zeros64(k->s.n * k->s.groups * 2),
+    struct want to = {zeros64(k->y_all), zeros64(k->all), zeros64(k->s.n * k->s.groups * 2),
                       zeros64(k->c),   zeros64(k->c),   zeros64(k->s.n * row)};
     for (int64_t c = 0; c < k->c; c++) {
         to.dgamma[c] = (double)k->dgamma[c];
@@ -219,7 +252,7 @@ static void check(struct shape s)
     const struct want w = want_of(&k);
     const double *dx1 = want_dx(&k, &w, 0, s.c1, k.add1), *dx2 = want_dx(&k, &w, s.c1, s.c2, k.add2);
     run(&k);
-    assert_values(k.y, w.y, 1e-5 * largest(w.y, k.all));
+    assert_values(k.y, w.y, 1e-5 * largest(w.y, k.y_all));
     assert_close(k.stats, w.stats, s.n * s.groups * 2, 1e-6);
     assert_values(k.dx1, dx1, 2e-5 * largest(dx1, k.dx1.n));
     assert_values(k.dx2, dx2, 2e-5 * largest(dx2, k.dx2.n));
@@ -308,6 +341,28 @@ static void test_held_limit(void **state)
                                  .half = limits[i].half,
                                  .silu = true,
                                  .dropout = 0.1f});
+}
+
+/* Twice and half the size: images that would be held otherwise, slices of the smaller image's 128 pixels less one row,
+ * exactly, and more, two sources, packs that do not fit. */
+static void test_resampled(void **state)
+{
+    (void)state;
+    const struct shape shapes[] = {
+        {.n = 2, .pixels = 6 * 4, .w = 4, .c1 = 32, .c2 = 16, .groups = 4, .film = true, .silu = true, .mean = 1},
+        {.n = 1, .pixels = 12 * 22, .w = 22, .c1 = 32, .groups = 1, .silu = true},
+        {.n = 1, .pixels = 22 * 24, .w = 24, .c1 = 8, .c2 = 128, .groups = 2, .silu = true},
+        {.n = 3, .pixels = 2 * 2, .w = 2, .c1 = 5, .c2 = 7, .groups = 3, .film = true},
+        {.n = 2, .pixels = 8 * 2, .w = 2, .c1 = 16, .groups = 4, .silu = true, .askew = 1},
+        {.n = 1, .pixels = 16 * 32, .w = 32, .c1 = 16, .groups = 2, .film = true, .silu = true},
+    };
+    for (size_t i = 0; i < sizeof shapes / sizeof *shapes; i++)
+        for (int way = 0; way < 4; way++) {
+            struct shape s = shapes[i];
+            s.half = way % 2;
+            s.resample = way / 2 ? NORM_MEAN2 : NORM_UP2;
+            check(s);
+        }
 }
 
 /* More images than a grid has blocks: those left are taken in turns. */
@@ -428,7 +483,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         OP_TEST(test_held),        OP_TEST(test_single_values), OP_TEST(test_slices),          OP_TEST(test_held_limit),
         OP_TEST(test_many_images), OP_TEST(test_pivots),        OP_TEST(test_constant_slices), OP_TEST(test_aliasing),
-        OP_TEST(test_without_add), OP_TEST(test_batch_cut),
+        OP_TEST(test_without_add), OP_TEST(test_batch_cut),     OP_TEST(test_resampled),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -1,4 +1,5 @@
-/* test_groupnorm.c - GroupNorm and its gradient against float64 and finite differences, over one source and two. */
+/* test_groupnorm.c - GroupNorm and its gradient against float64 and finite differences, over one
+ * source and two. */
 #include "op_support_b.h"
 
 struct shape {
@@ -6,23 +7,32 @@ struct shape {
     int groups;
     bool scale, silu;
     float dropout, mean;
+    enum norm_resample resample;
 };
 
 static const struct shape shapes[] = {
-    {2, 3, 5, 8, 0, 4, false, false, 0, 0},
-    {2, 3, 5, 6, 0, 6, true, true, 0, 0},       /* a channel a group */
-    {1, 1, 7, 9, 6, 3, false, true, 0, 0},      /* groups of 5 straddle 9 | 6 */
-    {3, 4, 3, 7, 5, 1, true, true, 0.3f, 0},    /* one group; rows of 12 values */
-    {2, 5, 3, 5, 0, 5, true, true, 0.25f, 0},   /* H*W*C % 4 != 0 */
-    {2, 5, 3, 5, 10, 3, false, false, 0.5f, 3}, /* dropout without SiLU */
-    {2, 3, 3, 32, 32, 1, true, false, 0, -2},   /* 64 channels a group */
-    {1, 33, 17, 40, 24, 32, true, true, 0.1f, 1}, /* several runs of pixels, the last one short */
+    {2, 3, 5, 8, 0, 4, false, false, 0, 0, NORM_SAME},
+    {2, 3, 5, 6, 0, 6, true, true, 0, 0, NORM_SAME},       /* a channel a group */
+    {1, 1, 7, 9, 6, 3, false, true, 0, 0, NORM_SAME},      /* groups of 5 straddle 9 | 6 */
+    {3, 4, 3, 7, 5, 1, true, true, 0.3f, 0, NORM_SAME},    /* one group; rows of 12 values */
+    {2, 5, 3, 5, 0, 5, true, true, 0.25f, 0, NORM_SAME},   /* H*W*C % 4 != 0 */
+    {2, 5, 3, 5, 10, 3, false, false, 0.5f, 3, NORM_SAME}, /* dropout without SiLU */
+    {2, 3, 3, 32, 32, 1, true, false, 0, -2, NORM_SAME},   /* 64 channels a group */
+    {1, 33, 17, 40, 24, 32, true, true, 0.1f, 1,
+     NORM_SAME},                                    /* several runs of pixels, the last one short */
+    {2, 3, 5, 5, 7, 4, true, true, 0, 0, NORM_UP2}, /* groups of 3 straddle 5 | 7 */
+    {3, 2, 1, 8, 0, 2, false, true, 0, 0, NORM_UP2},
+    {2, 4, 6, 8, 8, 4, false, true, 0, 0, NORM_MEAN2},
+    {2, 2, 2, 6, 0, 3, true, false, 0, 2, NORM_MEAN2},   /* all of an image in one mean */
+    {1, 34, 18, 40, 24, 32, true, true, 0, 1, NORM_UP2}, /* several runs */
+    {1, 34, 18, 40, 24, 32, true, true, 0, 1, NORM_MEAN2},
 };
 enum { SHAPES = sizeof shapes / sizeof *shapes };
 
 struct data {
     struct shape s;
     int64_t c, pixels, size1, size2, size;
+    int64_t h, w, y_size; /* of y and dy */
     float *x1, *x2, *gamma, *beta, *embedding, *dy, *stats, *y;
     float *add1, *add2, *dx1, *dx2, *dgamma, *dbeta, *dembedding;
     uint64_t *index;
@@ -35,14 +45,17 @@ static struct data make(struct shape s)
     d.size1 = s.n * d.pixels * s.c1;
     d.size2 = s.n * d.pixels * s.c2;
     d.size = d.size1 + d.size2;
+    d.h = s.resample == NORM_UP2 ? 2 * s.h : s.resample == NORM_MEAN2 ? s.h / 2 : s.h;
+    d.w = s.resample == NORM_UP2 ? 2 * s.w : s.resample == NORM_MEAN2 ? s.w / 2 : s.w;
+    d.y_size = s.n * d.h * d.w * d.c;
     d.x1 = uniforms(d.size1, 1, s.mean - 1, s.mean + 2);
     d.x2 = uniforms(d.size2, 2, s.mean - 2, s.mean + 1);
     d.gamma = uniforms(d.c, 3, 0.5f, 1.5f);
     d.beta = uniforms(d.c, 4, -0.5f, 0.5f);
     d.embedding = uniforms(s.n * (2 * d.c + 3), 5, -0.5f, 0.5f); /* scale | shift | 3 more */
-    d.dy = uniforms(d.size, 6, -1, 1);
+    d.dy = uniforms(d.y_size, 6, -1, 1);
     d.stats = zeros(s.n * s.groups * 2);
-    d.y = zeros(d.size);
+    d.y = zeros(d.y_size);
     d.add1 = uniforms(d.size1, 7, -1, 1);
     d.add2 = uniforms(d.size2, 8, -1, 1);
     d.dx1 = zeros(d.size1);
@@ -69,13 +82,13 @@ static struct tensors tensors_of(const struct data *d)
         .gamma = ddpm_tensor_1d(d->gamma, d->c),
         .beta = ddpm_tensor_1d(d->beta, d->c),
         .embedding = ddpm_tensor_2d(d->embedding, s.n, 2 * d->c + 3),
-        .dy = ddpm_tensor_4d(d->dy, s.n, s.h, s.w, d->c),
+        .dy = ddpm_tensor_4d(d->dy, s.n, d->h, d->w, d->c),
         .stats = {.data = d->stats,
                   .dtype = DDPM_F32,
                   .rank = 3,
                   .dim = {s.n, s.groups, 2},
                   .stride = {2 * s.groups, 2, 1}},
-        .y = ddpm_tensor_4d(d->y, s.n, s.h, s.w, d->c),
+        .y = ddpm_tensor_4d(d->y, s.n, d->h, d->w, d->c),
         .add1 = ddpm_tensor_4d(d->add1, s.n, s.h, s.w, s.c1),
         .add2 = ddpm_tensor_4d(d->add2, s.n, s.h, s.w, s.c2),
         .dx1 = ddpm_tensor_4d(d->dx1, s.n, s.h, s.w, s.c1),
@@ -102,6 +115,7 @@ static struct groupnorm_args forward_args(const struct data *d, const struct ten
                                    .groups = d->s.groups,
                                    .eps = 1e-5f,
                                    .silu = d->s.silu,
+                                   .resample = d->s.resample,
                                    .dropout = d->s.dropout,
                                    .layer = 3,
                                    .state = &d->state,
@@ -123,6 +137,7 @@ static struct groupnorm_bwd_args backward_args(const struct data *d, const struc
                                        .stats = &t->stats,
                                        .groups = d->s.groups,
                                        .silu = d->s.silu,
+                                       .resample = d->s.resample,
                                        .dropout = d->s.dropout,
                                        .layer = 3,
                                        .state = &d->state,
@@ -158,10 +173,12 @@ struct inputs {
 static struct inputs inputs_of(const struct data *d)
 {
     const struct shape s = d->s;
-    struct inputs in = {zeros64(d->size), zeros64(d->c), zeros64(d->c), zeros64(s.n * (2 * d->c + 3))};
+    struct inputs in = {zeros64(d->size), zeros64(d->c), zeros64(d->c),
+                        zeros64(s.n * (2 * d->c + 3))};
     for (int64_t p = 0; p < s.n * d->pixels; p++)
         for (int64_t c = 0; c < d->c; c++)
-            in.x[p * d->c + c] = (double)(c < s.c1 ? d->x1[p * s.c1 + c] : d->x2[p * s.c2 + c - s.c1]);
+            in.x[p * d->c + c] =
+                (double)(c < s.c1 ? d->x1[p * s.c1 + c] : d->x2[p * s.c2 + c - s.c1]);
     for (int64_t c = 0; c < d->c; c++) {
         in.gamma[c] = (double)d->gamma[c];
         in.beta[c] = (double)d->beta[c];
@@ -174,17 +191,34 @@ static struct inputs inputs_of(const struct data *d)
 static double dropout_factor(const struct data *d, int64_t n, int64_t element)
 {
     if (d->s.dropout <= 0) return 1;
-    const philox4 w = philox_draw(d->state.seed, PHILOX_DROPOUT, d->state.step, (uint64_t)3 << 32 | d->index[n],
-                                  (uint32_t)(element / 4));
+    const philox4 w = philox_draw(d->state.seed, PHILOX_DROPOUT, d->state.step,
+                                  (uint64_t)3 << 32 | d->index[n], (uint32_t)(element / 4));
     return philox_uniform(w.v[element % 4]) >= d->s.dropout ? 1 / (1 - (double)d->s.dropout) : 0;
 }
 
+/* What a value at element `at` of an image of x adds to y. */
+static void reference_put(const struct data *d, int64_t at, double value, double *y)
+{
+    const int64_t c = at % d->c, pixel = at / d->c, row = pixel / d->s.w, column = pixel % d->s.w;
+    if (d->s.resample == NORM_SAME) {
+        y[at] = value;
+    } else if (d->s.resample == NORM_MEAN2) {
+        y[(row / 2 * d->w + column / 2) * d->c + c] += value / 4;
+    } else {
+        for (int64_t k = 0; k < 4; k++)
+            y[((2 * row + k / 2) * d->w + 2 * column + k % 2) * d->c + c] = value;
+    }
+}
+
 /* Image n by the definition. */
-static void reference_image(const struct data *d, const struct inputs *in, int64_t n, double *y, double *stats)
+static void reference_image(const struct data *d, const struct inputs *in, int64_t n, double *y,
+                            double *stats)
 {
     const struct shape s = d->s;
     const int64_t group = d->c / s.groups;
-    const double *x = in->x + n * d->pixels * d->c, *scale = in->embedding + n * (2 * d->c + 3), *shift = scale + d->c;
+    memset(y, 0, (size_t)(d->h * d->w * d->c) * sizeof *y);
+    const double *x = in->x + n * d->pixels * d->c, *scale = in->embedding + n * (2 * d->c + 3),
+                 *shift = scale + d->c;
     for (int64_t g = 0; g < s.groups; g++) {
         double mean = 0, square = 0;
         for (int64_t p = 0; p < d->pixels; p++)
@@ -203,7 +237,7 @@ static void reference_image(const struct data *d, const struct inputs *in, int64
                 double u = (x[i] - mean) * rstd * in->gamma[c] + in->beta[c];
                 if (s.scale) u = u * (1 + scale[c]) + shift[c];
                 if (s.silu) u = u / (1 + exp(-u));
-                y[i] = u * dropout_factor(d, n, i);
+                reference_put(d, i, u * dropout_factor(d, n, i), y);
             }
     }
 }
@@ -212,7 +246,7 @@ static void reference_image(const struct data *d, const struct inputs *in, int64
 static double objective(const struct data *d, const struct inputs *in, int64_t n, double *room)
 {
     double sum = 0;
-    const int64_t size = d->pixels * d->c;
+    const int64_t size = d->h * d->w * d->c;
     reference_image(d, in, n, room, NULL);
     for (int64_t i = 0; i < size; i++)
         sum += (double)d->dy[n * size + i] * room[i];
@@ -220,7 +254,8 @@ static double objective(const struct data *d, const struct inputs *in, int64_t n
 }
 
 /* Central difference in *at; the objective of image n, or of all (n < 0). */
-static double difference(const struct data *d, const struct inputs *in, int64_t n, double *at, double *room)
+static double difference(const struct data *d, const struct inputs *in, int64_t n, double *at,
+                         double *room)
 {
     const double h = 1e-4, x = *at;
     double sum = 0;
@@ -241,17 +276,18 @@ static void test_forward(void **state)
     for (int k = 0; k < SHAPES; k++) {
         const struct data d = make(shapes[k]);
         const struct inputs in = inputs_of(&d);
-        double *y = zeros64(d.size), *stats = zeros64(d.s.n * d.s.groups * 2);
+        double *y = zeros64(d.y_size), *stats = zeros64(d.s.n * d.s.groups * 2);
         for (int64_t n = 0; n < d.s.n; n++)
-            reference_image(&d, &in, n, y + n * d.pixels * d.c, stats + n * d.s.groups * 2);
+            reference_image(&d, &in, n, y + n * d.h * d.w * d.c, stats + n * d.s.groups * 2);
         run(2, &d, false);
-        assert_close(d.y, y, d.size, 1e-5);
+        assert_close(d.y, y, d.y_size, 1e-5);
         assert_close(d.stats, stats, d.s.n * d.s.groups * 2, 1e-6);
     }
 }
 
-/* Every gradient against central differences of the float64 definition, whose own error is h^2 = 1e-8 of the third
- * derivative; what is left, 2e-5 of the largest, is float32. Big tensors: every 37th element. */
+/* Every gradient against central differences of the float64 definition, whose own error is h^2 =
+ * 1e-8 of the third derivative; what is left, 2e-5 of the largest, is float32. Big tensors: every
+ * 37th element. */
 static void test_backward(void **state)
 {
     (void)state;
@@ -259,7 +295,7 @@ static void test_backward(void **state)
         const struct data d = make(shapes[k]);
         const struct shape s = d.s;
         const struct inputs in = inputs_of(&d);
-        double *room = zeros64(d.pixels * d.c);
+        double *room = zeros64(d.h * d.w * d.c);
         float *dgamma = copy_of(d.dgamma, d.c), *dbeta = copy_of(d.dbeta, d.c);
         run(2, &d, true);
 
@@ -294,11 +330,13 @@ static void test_backward(void **state)
     }
 }
 
-/* Mean 1000, deviation 1: values carry steps of 6e-5 and the mean itself is kept in float32, hence 1e-4. */
+/* Mean 1000, deviation 1: values carry steps of 6e-5 and the mean itself is kept in float32, hence
+ * 1e-4. */
 static void test_large_mean(void **state)
 {
     (void)state;
-    const struct data d = make((struct shape){.n = 2, .h = 19, .w = 21, .c1 = 64, .groups = 8, .mean = 1000});
+    const struct data d =
+        make((struct shape){.n = 2, .h = 19, .w = 21, .c1 = 64, .groups = 8, .mean = 1000});
     const struct inputs in = inputs_of(&d);
     double *y = zeros64(d.size), *stats = zeros64(d.s.n * d.s.groups * 2);
     for (int64_t n = 0; n < d.s.n; n++)
@@ -325,16 +363,18 @@ static void test_constant(void **state)
 static void test_threads(void **state)
 {
     (void)state;
-    const struct shape cases[] = {{1, 33, 17, 40, 24, 32, true, true, 0.1f, 1},
-                                  {3, 21, 23, 48, 0, 16, false, true, 0, 0},
-                                  {8, 5, 7, 16, 16, 8, true, true, 0.2f, 0}};
-    for (int k = 0; k < 3; k++) {
+    const struct shape cases[] = {{1, 33, 17, 40, 24, 32, true, true, 0.1f, 1, NORM_SAME},
+                                  {3, 21, 23, 48, 0, 16, false, true, 0, 0, NORM_SAME},
+                                  {8, 5, 7, 16, 16, 8, true, true, 0.2f, 0, NORM_SAME},
+                                  {1, 34, 18, 40, 24, 32, true, true, 0, 1, NORM_UP2},
+                                  {8, 6, 8, 16, 0, 4, false, true, 0, 0, NORM_MEAN2}};
+    for (int k = 0; k < 5; k++) {
         const struct data one = make(cases[k]);
         run(1, &one, true);
         for (int i = 1; i < THREAD_COUNTS; i++) {
             const struct data d = make(cases[k]);
             run(thread_counts[i], &d, true);
-            assert_bits(d.y, one.y, d.size);
+            assert_bits(d.y, one.y, d.y_size);
             assert_bits(d.stats, one.stats, d.s.n * d.s.groups * 2);
             assert_bits(d.dx1, one.dx1, d.size1);
             assert_bits(d.dx2, one.dx2, d.size2);
@@ -349,11 +389,12 @@ static void test_threads(void **state)
 static void test_batch_cut(void **state)
 {
     (void)state;
-    const struct data all = make((struct shape){8, 5, 7, 16, 8, 8, true, true, 0.2f, 0});
+    const struct data all = make((struct shape){8, 5, 7, 16, 8, 8, true, true, 0.2f, 0, NORM_SAME});
     run(2, &all, true);
     for (int half = 0; half < 2; half++) {
-        struct data d = make((struct shape){4, 5, 7, 16, 8, 8, true, true, 0.2f, 0});
-        const int64_t at1 = half * d.size1, at2 = half * d.size2, at = half * d.size, row = 2 * d.c + 3;
+        struct data d = make((struct shape){4, 5, 7, 16, 8, 8, true, true, 0.2f, 0, NORM_SAME});
+        const int64_t at1 = half * d.size1, at2 = half * d.size2, at = half * d.size,
+                      row = 2 * d.c + 3;
         d.x1 = all.x1 + at1;
         d.x2 = all.x2 + at2;
         d.add1 = all.add1 + at1;
@@ -373,7 +414,7 @@ static void test_batch_cut(void **state)
 static void test_aliasing(void **state)
 {
     (void)state;
-    const struct shape s = {2, 9, 7, 24, 0, 6, true, true, 0.25f, 0};
+    const struct shape s = {2, 9, 7, 24, 0, 6, true, true, 0.25f, 0, NORM_SAME};
     const struct data apart = make(s);
     run(2, &apart, true);
 
@@ -394,7 +435,7 @@ static void test_aliasing(void **state)
     run(2, &e, true);
     assert_bits(e.dx1, apart.dx1, d.size);
 
-    const struct shape two = {2, 9, 7, 24, 8, 8, false, true, 0.25f, 0};
+    const struct shape two = {2, 9, 7, 24, 8, 8, false, true, 0.25f, 0, NORM_SAME};
     const struct data apart2 = make(two);
     run(2, &apart2, true);
     struct data f = make(two);
@@ -404,11 +445,61 @@ static void test_aliasing(void **state)
     assert_bits(f.dx2, apart2.dx2, f.size2);
 }
 
+/* A resampled y and its gradients against GroupNorm and resampling as two ops. On the CPU the same
+ * bits; on a GPU, where only the former is sure to be cut in slices, sums are rounded in another
+ * order. */
+static void test_resample_apart(void **state)
+{
+    (void)state;
+    for (int k = 0; k < 2; k++) {
+        const struct shape s = {
+            2, 6, 10, 24, 8, 4, true, true, 0, 0, k == 0 ? NORM_UP2 : NORM_MEAN2};
+        struct shape plain = s;
+        plain.resample = NORM_SAME;
+        const struct data both = make(s);
+        struct data apart = make(plain);
+        run(2, &both, true);
+        run(2, &apart, false);
+        const struct tensors t = tensors_of(&both), p = tensors_of(&apart);
+        float *y = zeros(both.y_size);
+        ddpm_tensor resampled = t.y, dx = p.dy;
+        resampled.data = y;
+        ddpm_backend *be = cpu_with(2);
+        const struct ops *ops = backend_ops(be);
+        if (s.resample == NORM_UP2) {
+            assert_ok(ops->upsample2(be, &(struct upsample2_args){.x = &p.y, .y = &resampled}));
+            assert_ok(ops->upsample2_bwd(be, &(struct upsample2_bwd_args){.dy = &t.dy, .dx = &dx}));
+        } else {
+            assert_ok(ops->avgpool2(be, &(struct avgpool2_args){.x = &p.y, .y = &resampled}));
+            assert_ok(ops->avgpool2_bwd(be, &(struct avgpool2_bwd_args){.dy = &t.dy, .dx = &dx}));
+        }
+        ddpm_backend_free(be);
+        run(2, &apart, true);
+        const bool on_cpu = strcmp(op_device(), "cpu") == 0;
+        const struct {
+            const float *a, *b;
+            int64_t n;
+        } pairs[] = {{both.y, y, both.y_size},
+                     {both.dx1, apart.dx1, both.size1},
+                     {both.dx2, apart.dx2, both.size2},
+                     {both.dgamma, apart.dgamma, both.c},
+                     {both.dbeta, apart.dbeta, both.c},
+                     {both.dembedding, apart.dembedding, s.n * (2 * both.c + 3)}};
+        for (size_t i = 0; i < sizeof pairs / sizeof *pairs; i++) {
+            double *want = zeros64(pairs[i].n);
+            for (int64_t j = 0; j < pairs[i].n; j++)
+                want[j] = (double)pairs[i].b[j];
+            if (on_cpu) assert_bits(pairs[i].a, pairs[i].b, pairs[i].n);
+            assert_close(pairs[i].a, want, pairs[i].n, 1e-5);
+        }
+    }
+}
+
 /* Dropout keeps 1 - p of the elements, scales them, and draws anew each step, layer and image. */
 static void test_dropout_share(void **state)
 {
     (void)state;
-    struct data d = make((struct shape){2, 32, 32, 16, 0, 4, false, false, 0.3f, 0});
+    struct data d = make((struct shape){2, 32, 32, 16, 0, 4, false, false, 0.3f, 0, NORM_SAME});
     for (int64_t c = 0; c < d.c; c++) {
         d.gamma[c] = 0;
         d.beta[c] = 1;
@@ -433,7 +524,7 @@ static void test_dropout_share(void **state)
 static void test_fails(void **state)
 {
     (void)state;
-    const struct data d = make((struct shape){2, 3, 5, 8, 4, 4, true, true, 0, 0});
+    const struct data d = make((struct shape){2, 3, 5, 8, 4, 4, true, true, 0, 0, NORM_SAME});
     struct tensors t = tensors_of(&d);
     ddpm_backend *be = cpu_with(1);
     const struct ops *ops = backend_ops(be);
@@ -457,6 +548,22 @@ static void test_fails(void **state)
     f.index = NULL;
     assert_status(ops->groupnorm(be, &f), DDPM_SHAPE);
     assert_message("dropout needs state and index");
+    f = forward_args(&d, &t);
+    f.resample = NORM_UP2; /* y has x's extents */
+    assert_status(ops->groupnorm(be, &f), DDPM_SHAPE);
+    assert_message("y");
+    f.resample = NORM_MEAN2; /* 3 x 5 pixels */
+    assert_status(ops->groupnorm(be, &f), DDPM_SHAPE);
+    assert_message("both must be even");
+    f.resample = (enum norm_resample)3;
+    assert_status(ops->groupnorm(be, &f), DDPM_SHAPE);
+    f.resample = NORM_UP2;
+    f.dropout = 0.5f;
+    assert_status(ops->groupnorm(be, &f), DDPM_SHAPE);
+    assert_message("no dropout where y is resampled");
+    b.resample = NORM_UP2; /* dy has x's extents */
+    assert_status(ops->groupnorm_bwd(be, &b), DDPM_SHAPE);
+    b = backward_args(&d, &t);
     b.dscale = NULL;
     assert_status(ops->groupnorm_bwd(be, &b), DDPM_SHAPE);
     b = backward_args(&d, &t);
@@ -479,9 +586,10 @@ static void test_fails(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        OP_TEST(test_forward),   OP_TEST(test_backward),      OP_TEST(test_large_mean),
-        OP_TEST(test_constant),  OP_TEST(test_threads),       OP_TEST(test_batch_cut),
-        OP_TEST(test_aliasing),  OP_TEST(test_dropout_share), OP_TEST(test_fails),
+        OP_TEST(test_forward),  OP_TEST(test_backward),      OP_TEST(test_large_mean),
+        OP_TEST(test_constant), OP_TEST(test_threads),       OP_TEST(test_batch_cut),
+        OP_TEST(test_aliasing), OP_TEST(test_dropout_share), OP_TEST(test_resample_apart),
+        OP_TEST(test_fails),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -6,12 +6,14 @@
  * is read once. Then one sweep applies one multiply-add per value (formulas.h), SiLU, and dropout.
  *
  * Threads take whole images while there are enough, else runs; see norm.h. Cost: 4 bytes read for the statistics and 8
- * moved to apply, per value; SiLU costs about as much time as that, dropout's ten Philox rounds twice as much.
+ * moved to apply, per value; SiLU costs about as much time as that, dropout's ten Philox rounds twice as much. Where y is
+ * resampled, a row of x or two are applied at a time, and wait in cache for it.
  * Rejected: E[x^2] - E[x]^2 (useless at mean 1000), Welford per value (a division each). */
 #include "norm.h"
 
 #include "formulas.h"
 #include "noise.h"
+#include "resample.h"
 
 struct norm_shape norm_shape_of(const ddpm_tensor *x1, const ddpm_tensor *x2, int groups)
 {
@@ -110,10 +112,13 @@ struct groupnorm {
     struct norm_dropout dropout;
     float eps;
     bool silu;
+    enum norm_resample resample;
+    int64_t w; /* pixels of a row of x */
     float *stats, *y;
     double *moments; /* [N,runs,groups,2] mean, sum of squared distances from it */
     float *coef;     /* [N,3,C] */
     float *work;     /* [threads,2,C] */
+    float *rows;     /* where y is resampled: [threads,2,w,C] */
 };
 
 static void run_moments(const struct groupnorm *g, int64_t n, int64_t run, int thread)
@@ -194,14 +199,13 @@ CPU_CLONES static void apply_rows(int64_t rows, int64_t c, bool silu, const floa
     }
 }
 
-static void run_apply(const struct groupnorm *g, int64_t n, int64_t run)
+/* A run's values into rows of C at y. */
+static void apply_run(const struct groupnorm *g, struct norm_run r, float *y)
 {
     const struct norm_shape *s = &g->shape;
-    const struct norm_run r = norm_run_at(s, n, run);
     struct norm_part part[2];
     const int parts = norm_parts(s, r, part);
-    const float *coef = g->coef + n * 3 * s->c;
-    float *y = g->y + (n * s->pixels + r.begin) * s->c;
+    const float *coef = g->coef + r.n * 3 * s->c;
     for (int k = 0; k < parts; k++) {
         const float *mean = coef + part[k].first;
         apply_rows(r.count, part[k].c, g->silu, part[k].x, mean, mean + s->c, mean + 2 * s->c, y + part[k].first,
@@ -210,14 +214,40 @@ static void run_apply(const struct groupnorm *g, int64_t n, int64_t run)
     if (g->dropout.p > 0) norm_drop(s, &g->dropout, r, y, y);
 }
 
+/* Pieces of an image that are applied one by one: runs, or rows of the smaller of x and a resampled y. */
+static int64_t apply_pieces(const struct groupnorm *g)
+{
+    if (g->resample == NORM_SAME) return g->shape.runs;
+    return g->shape.pixels / (g->resample == NORM_UP2 ? g->w : 2 * g->w);
+}
+
+static void apply_piece(const struct groupnorm *g, int64_t n, int64_t piece, int thread)
+{
+    const struct norm_shape *s = &g->shape;
+    if (g->resample == NORM_SAME) {
+        const struct norm_run r = norm_run_at(s, n, piece);
+        apply_run(g, r, g->y + (n * s->pixels + r.begin) * s->c);
+        return;
+    }
+    const bool up = g->resample == NORM_UP2;
+    const int64_t count = up ? g->w : 2 * g->w;
+    const struct norm_run r = {.n = n, .begin = piece * count, .count = count};
+    float *values = g->rows + thread * 2 * g->w * s->c, *y = g->y;
+    apply_run(g, r, values);
+    if (up)
+        spread_row(g->w, s->c, 1.0f, false, values, y + (n * s->pixels + r.begin) * 4 * s->c);
+    else
+        gather_row(g->w / 2, s->c, 0.25f, false, values, y + (n * s->pixels + r.begin) / 4 * s->c);
+}
+
 static void image_task(void *context, int64_t n, int thread)
 {
     const struct groupnorm *g = context;
     for (int64_t run = 0; run < g->shape.runs; run++)
         run_moments(g, n, run, thread);
     merge_moments(g, n);
-    for (int64_t run = 0; run < g->shape.runs; run++)
-        run_apply(g, n, run);
+    for (int64_t piece = 0; piece < apply_pieces(g); piece++)
+        apply_piece(g, n, piece, thread);
 }
 
 static void moments_task(void *context, int64_t task, int thread)
@@ -235,8 +265,7 @@ static void merge_task(void *context, int64_t n, int thread)
 static void apply_task(void *context, int64_t task, int thread)
 {
     const struct groupnorm *g = context;
-    (void)thread;
-    run_apply(g, task / g->shape.runs, task % g->shape.runs);
+    apply_piece(g, task / apply_pieces(g), task % apply_pieces(g), thread);
 }
 
 ddpm_status cpu_groupnorm(ddpm_backend *be, const struct groupnorm_args *a)
@@ -246,13 +275,16 @@ ddpm_status cpu_groupnorm(ddpm_backend *be, const struct groupnorm_args *a)
         .affine = {.scale = a->scale, .shift = a->shift},
         .dropout = {.p = a->dropout, .layer = a->layer, .state = a->state, .index = a->index},
         .eps = a->eps,
-        .silu = a->silu};
+        .silu = a->silu,
+        .resample = a->resample,
+        .w = a->x1->dim[2]};
     const struct norm_shape *s = &g.shape;
     const size_t moments = (size_t)(s->n * s->runs * s->groups * 2) * sizeof(double);
     const size_t coef = (size_t)(s->n * 3 * s->c) * sizeof(float);
     const size_t work = (size_t)(cpu_threads(be) * 2 * s->c) * sizeof(float);
+    const size_t rows = a->resample == NORM_SAME ? 0 : work * (size_t)g.w;
     void *scratch;
-    TRY(cpu_scratch(be, moments + coef + work, &scratch));
+    TRY(cpu_scratch(be, moments + coef + work + rows, &scratch));
     if (cpu_is_measuring(be)) return DDPM_OK;
     g.affine.gamma = a->gamma->data;
     g.affine.beta = a->beta->data;
@@ -261,12 +293,13 @@ ddpm_status cpu_groupnorm(ddpm_backend *be, const struct groupnorm_args *a)
     g.moments = scratch;
     g.coef = (float *)(void *)((unsigned char *)scratch + moments);
     g.work = g.coef + coef / sizeof(float);
+    g.rows = g.work + work / sizeof(float);
     if (norm_by_image(be, s)) {
         cpu_run(be, s->n, image_task, &g);
     } else {
         cpu_run(be, s->n * s->runs, moments_task, &g);
         cpu_run(be, s->n, merge_task, &g);
-        cpu_run(be, s->n * s->runs, apply_task, &g);
+        cpu_run(be, s->n * apply_pieces(&g), apply_task, &g);
     }
     return DDPM_OK;
 }

@@ -8,16 +8,20 @@
  *
  * Sums of a run in float, over runs and images in double and in order. Sweep 1 leaves du in dx, so that sweep 2 needs
  * neither SiLU's exponential nor dropout's words again; only where dx is the tensor to be added is du computed twice.
+ * A resampled dy is brought to x's size a run at a time.
  * Cost: 12 bytes moved per value in sweep 1, 12 (16 with add) in sweep 2. */
 #include "norm.h"
 
 #include "formulas.h"
+#include "resample.h"
 
 struct groupnorm_bwd {
     struct norm_shape shape;
     struct norm_affine affine;
     struct norm_dropout dropout;
     bool silu;
+    enum norm_resample resample;
+    int64_t w; /* pixels of a row of x */
     const float *dy, *stats, *add[2];
     float *dx[2];
     const ddpm_tensor *dscale, *dshift; /* or NULL */
@@ -25,7 +29,7 @@ struct groupnorm_bwd {
     float *coef;   /* [N,5,C] mean, slope, offset; rstd m1, rstd^2 m2 */
     float *part;   /* [N,runs,2,C] sums of du and of du (x - mean) */
     double *sum;   /* [N,2,C] A, B */
-    float *masked; /* [threads,rows,C] with dropout: dy * mask of a run */
+    float *ready;  /* [threads,rows,C] with dropout: dy * mask of a run; where dy is resampled: it at x's size */
 };
 
 /* sum_du[i] += du, sum_dux[i] += du * (x - mean). dy has rows of dy_step values; du, rows of c, is NULL or written, and
@@ -95,18 +99,41 @@ CPU_CLONES static void dx_rows(bool silu, int64_t rows, int64_t c, const float *
 /* Does sweep 1 leave du in the k-th source's dx? */
 static bool keeps_du(const struct groupnorm_bwd *g, int k)
 {
-    return (g->silu || g->dropout.p > 0) && g->dx[k] != g->add[k];
+    return (g->silu || g->dropout.p > 0 || g->resample != NORM_SAME) && g->dx[k] != g->add[k];
 }
 
-/* dy of a run, masked where there is dropout */
+/* Pixels of x that rows of a resampled dy cover together. */
+static int64_t resample_unit(enum norm_resample resample, int64_t w)
+{
+    return resample == NORM_MEAN2 ? 2 * w : w;
+}
+
+/* A run of dy at x's size; runs are made of whole units. */
+static void resample_dy(const struct groupnorm_bwd *g, struct norm_run r, float *to)
+{
+    const int64_t c = g->shape.c, unit = resample_unit(g->resample, g->w);
+    const int64_t first = r.n * g->shape.pixels + r.begin;
+    for (int64_t at = 0; at < r.count; at += unit) {
+        if (g->resample == NORM_UP2)
+            gather_row(g->w, c, 1.0f, false, g->dy + (first + at) * 4 * c, to + at * c);
+        else
+            spread_row(g->w / 2, c, 0.25f, false, g->dy + (first + at) / 4 * c, to + at * c);
+    }
+}
+
+/* dy of a run: at x's size, masked where there is dropout */
 static const float *run_dy(const struct groupnorm_bwd *g, struct norm_run r, int thread)
 {
     const struct norm_shape *s = &g->shape;
+    float *ready = g->ready + thread * s->rows * s->c;
+    if (g->resample != NORM_SAME) {
+        resample_dy(g, r, ready);
+        return ready;
+    }
     const float *dy = g->dy + (r.n * s->pixels + r.begin) * s->c;
     if (g->dropout.p <= 0) return dy;
-    float *masked = g->masked + thread * s->rows * s->c;
-    norm_drop(s, &g->dropout, r, dy, masked);
-    return masked;
+    norm_drop(s, &g->dropout, r, dy, ready);
+    return ready;
 }
 
 static void run_sums(const struct groupnorm_bwd *g, int64_t n, int64_t run, int thread)
@@ -251,13 +278,21 @@ ddpm_status cpu_groupnorm_bwd(ddpm_backend *be, const struct groupnorm_bwd_args 
         .shape = norm_shape_of(a->x1, a->x2, a->groups),
         .affine = {.scale = a->scale, .shift = a->shift},
         .dropout = {.p = a->dropout, .layer = a->layer, .state = a->state, .index = a->index},
-        .silu = a->silu};
-    const struct norm_shape *s = &g.shape;
+        .silu = a->silu,
+        .resample = a->resample,
+        .w = a->x1->dim[2]};
+    struct norm_shape *s = &g.shape;
+    if (a->resample != NORM_SAME) {
+        const int64_t unit = resample_unit(a->resample, g.w);
+        s->rows = cpu_ceil_div(s->rows, unit) * unit;
+        s->runs = cpu_ceil_div(s->pixels, s->rows);
+    }
     const size_t sum = (size_t)(s->n * 2 * s->c) * sizeof(double);
     const size_t coef = (size_t)(s->n * 5 * s->c), part = (size_t)(s->n * s->runs * 2 * s->c);
-    const size_t masked = a->dropout > 0 ? (size_t)(cpu_threads(be) * s->rows * s->c) : 0;
+    const bool readies = a->dropout > 0 || a->resample != NORM_SAME;
+    const size_t ready = readies ? (size_t)(cpu_threads(be) * s->rows * s->c) : 0;
     void *scratch;
-    TRY(cpu_scratch(be, sum + (coef + part + masked) * sizeof(float), &scratch));
+    TRY(cpu_scratch(be, sum + (coef + part + ready) * sizeof(float), &scratch));
     if (cpu_is_measuring(be)) return DDPM_OK;
     g.affine.gamma = a->gamma->data;
     g.affine.beta = a->beta->data;
@@ -274,7 +309,7 @@ ddpm_status cpu_groupnorm_bwd(ddpm_backend *be, const struct groupnorm_bwd_args 
     g.sum = scratch;
     g.coef = (float *)(void *)((unsigned char *)scratch + sum);
     g.part = g.coef + coef;
-    g.masked = g.part + part;
+    g.ready = g.part + part;
     run_all(be, &g);
     return DDPM_OK;
 }

@@ -4,6 +4,8 @@
  *   spread   each small pixel to four large ones, times 1 (upsample2) or 1/4 (avgpool2_bwd), stored or added
  *   gather   four large pixels to one small one, summed times 1 (upsample2_bwd) or 1/4 (avgpool2), stored or added
  * Cost: 20 bytes per small element. A task is one row of the smaller image. */
+#include "resample.h"
+
 #include "cpu.h"
 #include "vector.h"
 
@@ -43,14 +45,24 @@ CPU_CLONES static void gather_pixel(int64_t c, float factor, bool accumulate, co
             to[i] = factor * ((a[i] + b[i]) + (d[i] + e[i]));
 }
 
+void spread_row(int64_t w, int64_t c, float factor, bool accumulate, const float *from, float *to)
+{
+    for (int64_t x = 0; x < w; x++)
+        spread_pixel(c, factor, accumulate, from + x * c, to + 2 * x * c, 2 * w * c);
+}
+
+void gather_row(int64_t w, int64_t c, float factor, bool accumulate, const float *from, float *to)
+{
+    for (int64_t x = 0; x < w; x++)
+        gather_pixel(c, factor, accumulate, from + 2 * x * c, to + x * c, 2 * w * c);
+}
+
 static void spread_task(void *context, int64_t task, int thread)
 {
     const struct resample *r = context;
     const int64_t small = r->w * r->c;
     (void)thread;
-    for (int64_t x = 0; x < r->w; x++)
-        spread_pixel(r->c, r->factor, r->accumulate, r->from + task * small + x * r->c,
-                     r->to + 4 * task * small + 2 * x * r->c, 2 * small);
+    spread_row(r->w, r->c, r->factor, r->accumulate, r->from + task * small, r->to + 4 * task * small);
 }
 
 static void gather_task(void *context, int64_t task, int thread)
@@ -58,9 +70,7 @@ static void gather_task(void *context, int64_t task, int thread)
     const struct resample *r = context;
     const int64_t small = r->w * r->c;
     (void)thread;
-    for (int64_t x = 0; x < r->w; x++)
-        gather_pixel(r->c, r->factor, r->accumulate, r->from + 4 * task * small + 2 * x * r->c,
-                     r->to + task * small + x * r->c, 2 * small);
+    gather_row(r->w, r->c, r->factor, r->accumulate, r->from + 4 * task * small, r->to + task * small);
 }
 
 static ddpm_status run(ddpm_backend *be, cpu_task task, const ddpm_tensor *small, const ddpm_tensor *from,

@@ -5,9 +5,10 @@
  * `data` is not read and may be NULL. Activations, weights and residuals of one graph have one dtype, f32 or bf16; products
  * accumulate in f32 and whatever is added to them before they are stored is added in f32.
  *
- * Layouts. Images [N,H,W,C] with free strides of N, H, W; kernels [K,kh,kw,C], with stride[0] free where kh = 1; bias [K] and
- * emb [N,K] f32 or the activations' dtype; sums f32 [N,K] dense. A pointer given at run time is aligned as cudnn_graph_tensor
- * says: 16 bytes, or less where the view's own extents and strides are no multiple of 16 bytes.
+ * Layouts. Images [N,H,W,C] with free strides of N, H, W; kernels [K,kh,kw,C] dense (cuDNN takes no slices of them, even for
+ * kh = 1); bias [K] and emb [N,K] f32 or the activations' dtype (cuDNN's precompiled convolution with bias wants the
+ * latter); sums f32 [N,K] dense. A pointer given at run time is aligned as cudnn_graph_tensor says: 16 bytes, or less where
+ * the view's own extents and strides are no multiple of 16 bytes.
  *
  * Which forms an installed cuDNN can plan differs (none, where cudnn_plans_list finds nothing): a caller falls back to
  * the form without its epilogue and adds that by itself. */
@@ -53,7 +54,7 @@ enum cudnn_uid {
     CUDNN_UID_VIRTUAL, /* this and above: values that never reach memory */
 };
 
-enum { CUDNN_GRAPH_TENSORS = 16, CUDNN_GRAPH_NAME = 256 };
+enum { CUDNN_GRAPH_TENSORS = 16, CUDNN_GRAPH_NAME = 512 };
 
 /* Where the memory of a tensor comes from. */
 enum cudnn_place {
@@ -81,7 +82,9 @@ struct cudnn_graph {
     double flops;       /* 2 per multiply-add of the products' definition */
     double bytes_moved; /* every tensor in memory once */
     size_t largest;     /* bytes of the largest of the caller's tensors */
+    ddpm_dtype dtype;   /* of the activations */
     bool is_plain_conv; /* one convolution and nothing else */
+    bool any_order;     /* holds sums whose terms are added in the order of their arrival: never deterministic */
     cudnnBackendDescriptor_t operations; /* the finalised operation graph */
     int n_owned;
     cudnnBackendDescriptor_t *owned; /* all descriptors, operations among them */
@@ -131,9 +134,10 @@ struct cudnn_attention_bwd_args {
     bool deterministic;
 };
 
-/* c = a b (+ bias over rows): a [M,K], b [K,N], c [M,N], any strides (a transposed view has them swapped), bias [N] or NULL. */
+/* c = a b (+ bias over rows) (+ residual): a [M,K], b [K,N], c and residual [M,N], any strides (a transposed view has them
+ * swapped), bias [N]; bias and residual or NULL. Also a 1x1 convolution, whose kernel may be a slice here alone. */
 struct cudnn_matmul_args {
-    const ddpm_tensor *a, *b, *c, *bias;
+    const ddpm_tensor *a, *b, *c, *bias, *residual;
 };
 
 /* SHAPE for views that disagree, BACKEND where cuDNN refuses to describe the graph (not: to plan it), NOMEM. */

@@ -48,13 +48,13 @@ void cudnn_plan_list_release(struct cudnn_plan_list *list);
 /* ---- plans ---- */
 
 struct cudnn_plan {
-    int64_t engine;                 /* its index in cuDNN, -1 unknown */
+    int64_t engine;                 /* its index in cuDNN */
     char kernel[CUDNN_KERNEL_NAME]; /* the kernel's name where cuDNN tells it, else the engine's choices */
     size_t workspace_bytes;         /* to be given to every run, 256-byte aligned; what the graph keeps there included */
     bool is_deterministic, uses_tensor_cores, rounds_inputs, is_compiled; /* compiled: at run time, 0.3 to 4 s */
     /* A plain convolution that asks for about as much as a whole tensor: it copies one in a pass of its own. */
     bool copies_tensor;
-    cudnnBackendDescriptor_t plan, config;
+    cudnnBackendDescriptor_t plan;
     int n_tensors;
     struct cudnn_graph_tensor tensor[CUDNN_GRAPH_TENSORS];
     size_t inner_bytes; /* of the workspace: what the graph keeps in front of cuDNN's own */

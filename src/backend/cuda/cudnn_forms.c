@@ -1,0 +1,244 @@
+/* cudnn_forms.c - calls of ops.h as cuDNN's graphs.
+ *
+ * A 1x1 convolution whose kernel is a slice of a wider one (the two halves of a shortcut over a skip connection) is a dense
+ * product over pixels here: cuDNN's convolutions take no sliced kernels, its products take any strides. The rows of such a
+ * product are all pixels of the batch, so x and y have to be evenly spaced from one row of pixels to the next. */
+#include "cudnn_forms.h"
+
+#include "fail.h"
+
+void cudnn_forms_release(struct cudnn_forms *f)
+{
+    for (int i = 0; i < f->n; i++)
+        cudnn_graph_free(f->form[i].graph);
+    f->n = 0;
+}
+
+/* Takes the graph of a builder that went well; after a failure what was there is released. */
+static ddpm_status add_form(struct cudnn_forms *f, const char *name, unsigned left, ddpm_status s, struct cudnn_graph *graph)
+{
+    if (s)
+        cudnn_forms_release(f);
+    else
+        f->form[f->n++] = (struct cudnn_form){.graph = graph, .name = name, .left = left};
+    return s;
+}
+
+static bool is_strict(ddpm_dtype dtype, const struct cudnn_plan_rules *rules)
+{
+    return dtype == DDPM_F32 && !rules->uses_tf32;
+}
+
+/* ---- views of images as matrices ---- */
+
+static ddpm_tensor matrix(const ddpm_tensor *t, int64_t rows, int64_t columns, int64_t row_stride, int64_t column_stride)
+{
+    return (ddpm_tensor){.dtype = t->dtype, .rank = 2, .dim = {rows, columns}, .stride = {row_stride, column_stride}};
+}
+
+static bool is_slice(const ddpm_tensor *w)
+{
+    return w->stride[0] != w->dim[1] * w->dim[2] * w->dim[3];
+}
+
+/* [N,H,W,C] as [N*H*W,C]; SHAPE where pixels are not evenly spaced. */
+static ddpm_status pixels(const ddpm_tensor *t, ddpm_tensor *out)
+{
+    const int64_t step = t->stride[2];
+    REQUIRE((t->dim[1] == 1 || t->stride[1] == t->dim[2] * step) && (t->dim[0] == 1 || t->stride[0] == t->dim[1] * t->dim[2] * step),
+            SHAPE, "a 1x1 convolution of a sliced kernel: its image's pixels are not evenly spaced");
+    *out = matrix(t, t->dim[0] * t->dim[1] * t->dim[2], t->dim[3], step, 1);
+    return DDPM_OK;
+}
+
+/* Rows and columns change places. */
+static ddpm_tensor flipped(const ddpm_tensor *t)
+{
+    return matrix(t, t->dim[1], t->dim[0], t->stride[1], t->stride[0]);
+}
+
+/* [K,1,1,C] as [K,C]. */
+static ddpm_tensor kernel_matrix(const ddpm_tensor *w)
+{
+    return matrix(w, w->dim[0], w->dim[3], w->stride[0], 1);
+}
+
+static ddpm_status add_matmul(struct cudnn_forms *f, unsigned left, const ddpm_tensor *a, const ddpm_tensor *b,
+                              const ddpm_tensor *c, const ddpm_tensor *bias, const ddpm_tensor *residual)
+{
+    struct cudnn_graph *g = NULL;
+    const struct cudnn_matmul_args args = {.a = a, .b = b, .c = c, .bias = bias, .residual = residual};
+    const ddpm_status s = cudnn_graph_matmul(&args, &g);
+    return add_form(f, "matmul", left, s, g);
+}
+
+/* ---- convolutions ---- */
+
+static ddpm_status sliced_conv(const struct conv2d_args *a, struct cudnn_forms *out)
+{
+    ddpm_tensor x, y, residual;
+    TRY(pixels(a->x, &x));
+    TRY(pixels(a->y, &y));
+    if (a->residual) TRY(pixels(a->residual, &residual));
+    const ddpm_tensor w = kernel_matrix(a->w), wt = flipped(&w);
+    if (!a->emb) return add_matmul(out, 0, &x, &wt, &y, a->bias, a->residual ? &residual : NULL);
+    return add_matmul(out, CUDNN_LEFT_EPILOGUE, &x, &wt, &y, NULL, NULL);
+}
+
+ddpm_status cudnn_forms_conv2d(const struct conv2d_args *a, const struct cudnn_plan_rules *rules, struct cudnn_forms *out)
+{
+    *out = (struct cudnn_forms){0};
+    if (is_slice(a->w)) return sliced_conv(a, out);
+    struct cudnn_conv_args args = {.x = a->x,
+                                   .w = a->w,
+                                   .y = a->y,
+                                   .stride = a->stride,
+                                   .pad_top = a->pad_top,
+                                   .pad_left = a->pad_left,
+                                   .pad_bottom = a->pad_bottom,
+                                   .pad_right = a->pad_right,
+                                   .bias = a->bias,
+                                   .emb = a->emb,
+                                   .residual = a->residual};
+    struct cudnn_graph *g = NULL;
+    const bool has_epilogue = a->bias || a->emb || a->residual;
+    const bool is_precompiled = !a->emb && !a->residual;
+    if (has_epilogue && (is_precompiled || !is_strict(a->x->dtype, rules))) {
+        const ddpm_status s = cudnn_graph_conv(&args, &g);
+        TRY(add_form(out, "fused", 0, s, g));
+    }
+    args.bias = args.emb = args.residual = NULL;
+    const ddpm_status s = cudnn_graph_conv(&args, &g);
+    return add_form(out, "plain", has_epilogue ? CUDNN_LEFT_EPILOGUE : 0, s, g);
+}
+
+ddpm_status cudnn_forms_conv2d_bwd_data(const struct conv2d_bwd_data_args *a, const struct cudnn_plan_rules *rules,
+                                        struct cudnn_forms *out)
+{
+    (void)rules;
+    *out = (struct cudnn_forms){0};
+    if (is_slice(a->w)) {
+        ddpm_tensor dx, dy;
+        TRY(pixels(a->dx, &dx));
+        TRY(pixels(a->dy, &dy));
+        const ddpm_tensor w = kernel_matrix(a->w);
+        return add_matmul(out, 0, &dy, &w, &dx, NULL, a->accumulate ? &dx : NULL);
+    }
+    struct cudnn_graph *g = NULL;
+    const struct cudnn_conv_bwd_data_args args = {.dx = a->dx,
+                                                  .w = a->w,
+                                                  .dy = a->dy,
+                                                  .stride = a->stride,
+                                                  .pad_top = a->pad_top,
+                                                  .pad_left = a->pad_left,
+                                                  .pad_bottom = a->pad_bottom,
+                                                  .pad_right = a->pad_right,
+                                                  .beta = a->accumulate ? 1 : 0};
+    const ddpm_status s = cudnn_graph_conv_bwd_data(&args, &g);
+    return add_form(out, "plain", 0, s, g);
+}
+
+static unsigned left_sums(const ddpm_tensor *db, const ddpm_tensor *demb)
+{
+    return db || demb ? CUDNN_LEFT_SUMS : 0;
+}
+
+static ddpm_status sliced_filter(const struct conv2d_bwd_filter_args *a, struct cudnn_forms *out)
+{
+    ddpm_tensor x, dy;
+    TRY(pixels(a->x, &x));
+    TRY(pixels(a->dy, &dy));
+    const ddpm_tensor dw = kernel_matrix(a->dw), dyt = flipped(&dy);
+    return add_matmul(out, left_sums(a->db, a->demb), &dyt, &x, &dw, NULL, &dw);
+}
+
+ddpm_status cudnn_forms_conv2d_bwd_filter(const struct conv2d_bwd_filter_args *a, const struct cudnn_plan_rules *rules,
+                                          struct cudnn_forms *out)
+{
+    (void)rules;
+    *out = (struct cudnn_forms){0};
+    if (is_slice(a->dw)) return sliced_filter(a, out);
+    struct cudnn_graph *g = NULL;
+    struct cudnn_conv_bwd_filter_args args = {.x = a->x,
+                                              .dw = a->dw,
+                                              .dy = a->dy,
+                                              .stride = a->stride,
+                                              .pad_top = a->pad_top,
+                                              .pad_left = a->pad_left,
+                                              .pad_bottom = a->pad_bottom,
+                                              .pad_right = a->pad_right,
+                                              .beta = 1};
+    const unsigned left = left_sums(a->db, a->demb);
+    ddpm_status s = cudnn_graph_conv_bwd_filter(&args, &g);
+    TRY(add_form(out, "f32", left, s, g));
+    if (a->x->dtype == DDPM_F32) return DDPM_OK;
+    ddpm_tensor rounded = *a->dw;
+    rounded.dtype = a->x->dtype;
+    args.dw = &rounded;
+    args.beta = 0;
+    s = cudnn_graph_conv_bwd_filter(&args, &g);
+    return add_form(out, "rounded", left | CUDNN_LEFT_ADD, s, g);
+}
+
+/* ---- attention ---- */
+
+ddpm_status cudnn_forms_attention(const struct attention_args *a, const struct cudnn_plan_rules *rules,
+                                  struct cudnn_forms *out)
+{
+    (void)rules;
+    *out = (struct cudnn_forms){0};
+    if (a->q->dtype != DDPM_BF16) return DDPM_OK;
+    struct cudnn_graph *g = NULL;
+    const struct cudnn_attention_args args = {
+        .q = a->q, .k = a->k, .v = a->v, .o = a->o, .scale = a->scale, .has_lse = a->lse != NULL};
+    const ddpm_status s = cudnn_graph_attention(&args, &g);
+    return add_form(out, "fused", 0, s, g);
+}
+
+ddpm_status cudnn_forms_attention_bwd(const struct attention_bwd_args *a, const struct cudnn_plan_rules *rules,
+                                      struct cudnn_forms *out)
+{
+    *out = (struct cudnn_forms){0};
+    if (a->q->dtype != DDPM_BF16) return DDPM_OK;
+    struct cudnn_graph *g = NULL;
+    const struct cudnn_attention_bwd_args args = {.q = a->q,
+                                                  .k = a->k,
+                                                  .v = a->v,
+                                                  .o = a->o,
+                                                  .d_o = a->d_o,
+                                                  .dq = a->dq,
+                                                  .dk = a->dk,
+                                                  .dv = a->dv,
+                                                  .scale = a->scale,
+                                                  .deterministic = rules->is_deterministic};
+    const ddpm_status s = cudnn_graph_attention_bwd(&args, &g);
+    return add_form(out, "fused", 0, s, g);
+}
+
+/* ---- dense layers ---- */
+
+ddpm_status cudnn_forms_linear(const struct linear_args *a, const struct cudnn_plan_rules *rules, struct cudnn_forms *out)
+{
+    (void)rules;
+    *out = (struct cudnn_forms){0};
+    const ddpm_tensor wt = flipped(a->w);
+    return add_matmul(out, 0, a->x, &wt, a->y, a->bias, NULL);
+}
+
+ddpm_status cudnn_forms_linear_bwd_data(const struct linear_bwd_args *a, const struct cudnn_plan_rules *rules,
+                                        struct cudnn_forms *out)
+{
+    (void)rules;
+    *out = (struct cudnn_forms){0};
+    if (!a->dx) return DDPM_OK;
+    return add_matmul(out, 0, a->dy, a->w, a->dx, NULL, a->accumulate ? a->dx : NULL);
+}
+
+ddpm_status cudnn_forms_linear_bwd_weights(const struct linear_bwd_args *a, const struct cudnn_plan_rules *rules,
+                                           struct cudnn_forms *out)
+{
+    (void)rules;
+    *out = (struct cudnn_forms){0};
+    const ddpm_tensor dyt = flipped(a->dy);
+    return add_matmul(out, left_sums(a->db, NULL), &dyt, a->x, a->dw, NULL, a->dw);
+}
