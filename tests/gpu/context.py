@@ -42,7 +42,8 @@ class Context:
         self.build = os.path.abspath(options.build)  # of the program
         self.work = os.path.join(self.build, "gpu-work")
         self.end = 0.0  # of the part that runs, by time.monotonic()
-        self.environment = dict(os.environ)
+        # plans timed while something else runs on the GPU are not those to take figures with
+        self.environment = {**os.environ, "DDPM_CACHE": os.path.join(self.work, "cache-proofs")}
         self.background = []
         os.makedirs(self.out, exist_ok=True)
         os.makedirs(self.work, exist_ok=True)
@@ -102,6 +103,8 @@ class Context:
         self.background.append((process, log_name))
 
     def stop_background(self):
+        """Ends what still runs: from here on the GPU is the parts' alone."""
+        self.environment["DDPM_CACHE"] = os.path.join(self.work, "cache")
         for process, log_name in self.background:
             if process.poll() is None:
                 end_group(process)

@@ -12,9 +12,10 @@ CIFAR, LARGE, TINY = "configs/ddpm-cifar10.yaml", "configs/ddpm-256.yaml", "test
 TRAINING_SECONDS = 110  # of the part's 150, the rest is for samples
 
 
-def bench(context, kind, *arguments, seconds=None):
+def bench(context, kind, *arguments):
+    context.stop_background()
     out, _ = context.run([context.program("ddpm"), "bench", kind, *arguments, "-q", "--device", context.options.device, "--json",
-                          "-", *(["--no-peak"] if context.stand_in else [])], seconds=seconds)
+                          "-", *(["--no-peak"] if context.stand_in else [])])
     return json.loads(out)
 
 
@@ -26,15 +27,13 @@ def kept(result, names):
 
 
 def fashion(context, figures):
-    from parts import pack_of, train
+    from parts import train
 
     folder = context.folder("fashion")
     run, config = os.path.join(folder, "run"), os.path.join(HERE, "tiny.yaml" if context.stand_in else "fashion.yaml")
-    pack = pack_of(context)
-    speed = bench(context, "train", config, "--set", f"data.pack={pack}", "--no-peak", "--repeats", "2" if context.stand_in else "30")
+    speed = bench(context, "train", config, "--no-peak", "--repeats", "2" if context.stand_in else "30")
     steps = 6 if context.stand_in else max(500, int(TRAINING_SECONDS * 1e3 / speed["step_median_ms"]))
-    losses = train(context, run, steps, "--set", f"train.steps={steps}", "--set", f"train.log_every={1 if context.stand_in else 50}",
-                   config=config)
+    losses = train(context, run, steps, "--set", f"train.steps={steps}", config=config, log_every=1 if context.stand_in else 50)
     figures["steps"], figures["first_loss"], figures["last_loss"] = steps, losses[0], losses[-1]
     with open(os.path.join(run, "metrics.jsonl")) as f:
         rates = [json.loads(line).get("images_per_s") for line in f]
@@ -68,23 +67,33 @@ def bench_ops(context, figures):
         figures[dtype] = result["ops"]
 
 
-def bench_train(context, figures):
-    cases = [(TINY, 2, 1)] if context.stand_in else [(CIFAR, 128, 30), (CIFAR, 512, 15), (LARGE, 64, 5)]
-    figures["rows"] = []
-    for config, batch, repeats in cases:
-        result = bench(context, "train", config, "--batch", batch, "--repeats", repeats,
-                       *(["--warmup", "0"] if context.stand_in else ["--warmup", "5"]))
-        figures["rows"].append(kept(result, TRAIN_NAMES))
+def bench_cases(context, figures, kind, names, cases):
+    """A row for each case that ends: one that does not fit the memory or the time must not cost the others."""
+    figures["rows"], figures["left_out"] = [], []
+    for case in cases:
+        try:
+            result = bench(context, kind, *case)
+        except (Failed, TimedOut) as e:
+            figures["left_out"].append({"case": " ".join(map(str, case)), "why": str(e)})
+            continue
+        figures["rows"].append(kept(result, names))
         figures["machine"] = result["machine"]
+    if figures["left_out"]:
+        raise Failed("; ".join(f"{row['case']}: {row['why']}" for row in figures["left_out"])[:400])
+
+
+def bench_train(context, figures):
+    cases = [(TINY, "--batch", 2, "--repeats", 1, "--warmup", 0)] if context.stand_in else [
+        (config, "--batch", batch, "--repeats", repeats, "--warmup", 5)
+        for config, batch, repeats in ((CIFAR, 128, 30), (CIFAR, 512, 15), (LARGE, 64, 5))]
+    bench_cases(context, figures, "train", TRAIN_NAMES, cases)
 
 
 def bench_sample(context, figures):
-    cases = [(TINY, 1)] if context.stand_in else [(CIFAR, 1), (CIFAR, 64), (CIFAR, 256), (LARGE, 16)]
-    figures["rows"] = []
-    for config, batch in cases:
-        result = bench(context, "sample", config, "--batch", batch, "--steps", 2 if context.stand_in else 20, "--repeats",
-                       1 if context.stand_in else 3, *(["--warmup", "0"] if context.stand_in else []))
-        figures["rows"].append(kept(result, SAMPLE_NAMES))
+    cases = [(TINY, "--batch", 1, "--steps", 2, "--repeats", 1, "--warmup", 0)] if context.stand_in else [
+        (config, "--batch", batch, "--steps", 20, "--repeats", 3)
+        for config, batch in ((CIFAR, 1), (CIFAR, 64), (CIFAR, 256), (LARGE, 16))]
+    bench_cases(context, figures, "sample", SAMPLE_NAMES, cases)
 
 
 # ---- PyTorch ----

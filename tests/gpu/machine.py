@@ -74,7 +74,7 @@ def toolkit(context):
     if root is None:
         raise Failed("no nvcc")
     cudnn = root if os.path.exists(os.path.join(root, "include", "cudnn.h")) else wheels.get("cudnn")
-    if os.path.exists(os.path.join(root, "include", "cublasLt.h")) or "cu13" not in wheels:
+    if "cu13" not in wheels or all(os.path.exists(os.path.join(root, name)) for name in ("include/cublasLt.h", "lib64/libcublasLt.so")):
         return root, cudnn
     return merged(context, root, wheels["cu13"]), cudnn
 

@@ -42,11 +42,11 @@ def pack_of(context):
     return pack
 
 
-def train(context, run, steps, *arguments, device=None, config=None, seconds=None):
-    """`ddpm train` up to that step in all; the losses, one a step, of its metrics."""
+def train(context, run, steps, *arguments, device=None, config=None, log_every=1):
+    """`ddpm train` up to that step in all; the losses of its metrics."""
     context.run([context.program("ddpm"), "train", config or config_of(context), "--run", run, "--max-steps", steps, "-q",
                  "--device", device or context.options.device, "--set", f"data.pack={pack_of(context)}", "--set",
-                 "train.log_every=1", *arguments], seconds=seconds)
+                 f"train.log_every={log_every}", *arguments])
     with open(os.path.join(run, "metrics.jsonl")) as f:
         rows = [json.loads(line) for line in f]
     return [row["loss"] for row in rows if "loss" in row]
