@@ -1,4 +1,6 @@
 """The parts of tests/gpu.sh that take figures: a real training run, `ddpm bench`, and PyTorch on the same GPU."""
+import csv
+import glob
 import importlib.util
 import json
 import os
@@ -94,6 +96,54 @@ def bench_sample(context, figures):
         (config, "--batch", batch, "--steps", 20, "--repeats", 3)
         for config, batch in ((CIFAR, 1), (CIFAR, 64), (CIFAR, 256), (LARGE, 16))]
     bench_cases(context, figures, "sample", SAMPLE_NAMES, cases)
+
+
+def profile(context, figures):
+    """Each op by itself, waited for: what a step is made of, though not what it takes."""
+    config, batch = (TINY, 2) if context.stand_in else (CIFAR, 128)
+    result = bench(context, "train", config, "--batch", batch, "--repeats", 1, "--profile")
+    figures["time_by_op"] = sorted(result["time_by_op"], key=lambda row: -row["step_ms"])
+
+
+# ---- Nsight Compute ----
+
+METRICS = {"ms": "gpu__time_duration.sum", "dram_percent": "dram__throughput.avg.pct_of_peak_sustained_elapsed",
+           "sm_percent": "sm__throughput.avg.pct_of_peak_sustained_elapsed"}
+UNIT_MS = {"ns": 1e-6, "us": 1e-3, "ms": 1.0, "s": 1e3, "nsecond": 1e-6, "usecond": 1e-3, "msecond": 1.0, "second": 1e3}
+
+
+def kernels_of(text):
+    """From `ncu --csv --page raw`, whose second line has the units: by kernel, its launches, time in all, and the means over time
+    of the shares of what the device can do."""
+    lines = [line for line in text.splitlines() if line.startswith('"')]
+    rows = list(csv.DictReader(lines))
+    if not rows:
+        raise Failed("ncu told of no kernel")
+    units, found = rows[0], {}
+    for row in rows[1:]:
+        of = {name: float(row[metric].replace(",", "") or 0) for name, metric in METRICS.items()}
+        of["ms"] *= UNIT_MS[units[METRICS["ms"]]]
+        entry = found.setdefault(row["Kernel Name"].split("(")[0], {"launches": 0, "ms": 0.0, "dram_percent": 0.0, "sm_percent": 0.0})
+        entry["launches"] += 1
+        entry["ms"] += of["ms"]
+        for share in ("dram_percent", "sm_percent"):
+            entry[share] += of[share] * of["ms"]
+    for entry in found.values():
+        for share in ("dram_percent", "sm_percent"):
+            entry[share] = round(entry[share] / entry["ms"], 1) if entry["ms"] else None
+    return sorted(({"kernel": name, **entry} for name, entry in found.items()), key=lambda row: -row["ms"])
+
+
+def ncu(context, figures):
+    """The kernels of two training steps. Clocks stay as they are; each launch is run again for each group of counters."""
+    program = shutil.which("ncu") or next(iter(sorted(glob.glob("/opt/nvidia/nsight-compute/*/ncu"))), "/usr/local/cuda/bin/ncu")
+    command = [program, "--clock-control", "none", "--csv", "--page", "raw", "--metrics", ",".join(METRICS.values()),
+               context.program("ddpm"), "bench", "train", CIFAR, "--batch", 128, "--warmup", 0, "--repeats", 2, "--no-peak", "-q",
+               "--device", context.options.device]
+    if not os.access(program, os.X_OK):
+        raise Skipped("no Nsight Compute")
+    out, _ = context.run(command)
+    figures["kernels"] = kernels_of(out)[:40]
 
 
 # ---- PyTorch ----

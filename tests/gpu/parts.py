@@ -14,7 +14,8 @@ from machine import build, properties
 from context import ROOT, Failed, Skipped
 
 HERE = os.path.dirname(os.path.abspath(__file__))
-Part = namedtuple("Part", "name seconds run what")
+# `asked`: runs only where --part names it
+Part = namedtuple("Part", "name seconds run what asked", defaults=[False])
 
 # ---- what several parts need ----
 
@@ -239,5 +240,7 @@ PARTS = [
     Part("bench_ops", 40, figure_parts.bench_ops, "every op's time and rate"),
     Part("bench_train", 45, figure_parts.bench_train, "steps, memory, time to the first step"),
     Part("bench_sample", 30, figure_parts.bench_sample, "reverse steps"),
+    Part("profile", 20, figure_parts.profile, "what a training step is made of, by op"),
     Part("peers", 200, figure_parts.peers, "PyTorch on the same GPU, networks and batches"),
+    Part("ncu", 120, figure_parts.ncu, "a training step's kernels by Nsight Compute", asked=True),
 ]

@@ -72,13 +72,13 @@ def main():
     options = parser.parse_args()
     options.carry = os.path.abspath(options.carry)
     names = [part.name for part in PARTS]
-    chosen = options.part.split(",") if options.part else names
+    chosen = options.part.split(",") if options.part else [part.name for part in PARTS if not part.asked]
     for name in chosen:
         if name not in names:
             parser.error(f"no part {name!r}; there are {', '.join(names)}")
     if options.list:
         for part in PARTS:
-            print(f"{part.name:14} {part.seconds:4} s   {part.what}")
+            print(f"{part.name:14} {part.seconds:4} s   {part.what}{' (only when asked for)' if part.asked else ''}")
         return 0
 
     context = Context(options)
