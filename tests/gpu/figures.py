@@ -21,6 +21,20 @@ def bench(context, kind, *arguments):
     return json.loads(out)
 
 
+def precision_of(context, kind):
+    """"bf16" where this build trains or samples in it on this device, else "fp32"; asked once."""
+    if kind not in context.precision:
+        context.run([context.program("ddpm"), "bench", kind, TINY, "--batch", 2, "--repeats", 1, "--warmup", 0, "--no-peak", "-q",
+                     "--device", context.options.device, "--set", f"{kind}.precision=bf16"], codes=(0, 78))
+        context.precision[kind] = "bf16" if context.last_code == 0 else "fp32"
+    return context.precision[kind]
+
+
+def in_precision(context, kind):
+    precision = precision_of(context, kind)
+    return [] if precision == "fp32" else ["--set", f"{kind}.precision={precision}"]
+
+
 def kept(result, names):
     return {name: result[name] for name in names if result.get(name) is not None}
 
@@ -33,9 +47,10 @@ def fashion(context, figures):
 
     folder = context.folder("fashion")
     run, config = os.path.join(folder, "run"), os.path.join(HERE, "tiny.yaml" if context.stand_in else "fashion.yaml")
-    speed = bench(context, "train", config, "--no-peak", "--repeats", "2" if context.stand_in else "30")
+    figures["precision"], options = precision_of(context, "train"), in_precision(context, "train")
+    speed = bench(context, "train", config, "--no-peak", "--repeats", "2" if context.stand_in else "30", *options)
     steps = 6 if context.stand_in else max(500, int(TRAINING_SECONDS * 1e3 / speed["step_median_ms"]))
-    losses = train(context, run, steps, "--set", f"train.steps={steps}", config=config, log_every=1 if context.stand_in else 50)
+    losses = train(context, run, steps, "--set", f"train.steps={steps}", *options, config=config, log_every=1 if context.stand_in else 50)
     figures["steps"], figures["first_loss"], figures["last_loss"] = steps, losses[0], losses[-1]
     with open(os.path.join(run, "metrics.jsonl")) as f:
         rates = [json.loads(line).get("images_per_s") for line in f]
@@ -74,11 +89,11 @@ def bench_cases(context, figures, kind, names, cases):
     figures["rows"], figures["left_out"] = [], []
     for case in cases:
         try:
-            result = bench(context, kind, *case)
+            result = bench(context, kind, *case, *in_precision(context, kind))
         except (Failed, TimedOut) as e:
             figures["left_out"].append({"case": " ".join(map(str, case)), "why": str(e)})
             continue
-        figures["rows"].append(kept(result, names))
+        figures["rows"].append({**kept(result, names), "precision": precision_of(context, kind)})
         figures["machine"] = result["machine"]
     if figures["left_out"]:
         raise Failed("; ".join(f"{row['case']}: {row['why']}" for row in figures["left_out"])[:400])
@@ -101,7 +116,7 @@ def bench_sample(context, figures):
 def profile(context, figures):
     """Each op by itself, waited for: what a step is made of, though not what it takes."""
     config, batch = (TINY, 2) if context.stand_in else (CIFAR, 128)
-    result = bench(context, "train", config, "--batch", batch, "--repeats", 1, "--profile")
+    result = bench(context, "train", config, "--batch", batch, "--repeats", 1, "--profile", *in_precision(context, "train"))
     figures["time_by_op"] = sorted(result["time_by_op"], key=lambda row: -row["step_ms"])
 
 
@@ -139,7 +154,7 @@ def ncu(context, figures):
     program = shutil.which("ncu") or next(iter(sorted(glob.glob("/opt/nvidia/nsight-compute/*/ncu"))), "/usr/local/cuda/bin/ncu")
     command = [program, "--clock-control", "none", "--csv", "--page", "raw", "--metrics", ",".join(METRICS.values()),
                context.program("ddpm"), "bench", "train", CIFAR, "--batch", 128, "--warmup", 0, "--repeats", 2, "--no-peak", "-q",
-               "--device", context.options.device]
+               "--device", context.options.device, *in_precision(context, "train")]
     if not os.access(program, os.X_OK):
         raise Skipped("no Nsight Compute")
     out, _ = context.run(command)
