@@ -130,7 +130,7 @@ static void ops_keep_no_new_memory(void **state)
     ddpm_tensor y = ddpm_tensor_4d(p + 16384, 3, 4, 4, 32), dx = ddpm_tensor_4d(p + 32768, 3, 8, 8, 16);
     ddpm_tensor dw = ddpm_tensor_4d(p + 40960, 32, 3, 3, 16), out = ddpm_tensor_2d(p + 49152, 40, 48);
     struct mallinfo2 first = {0};
-    for (int step = 0; step < 50; step++) {
+    for (int step = 0; step < 1000; step++) {
         OP_OK(ops->conv2d(be, &(struct conv2d_args){.x = &x, .w = &w, .stride = 2, .pad_bottom = 1, .pad_right = 1, .y = &y}));
         OP_OK(ops->conv2d_bwd_data(be, &(struct conv2d_bwd_data_args){.dy = &y, .w = &w, .stride = 2, .pad_bottom = 1,
                                                                       .pad_right = 1, .dx = &dx}));
@@ -139,9 +139,10 @@ static void ops_keep_no_new_memory(void **state)
         OP_OK(ops->linear(be, &(struct linear_args){.x = &rows, .w = &dense, .y = &out}));
         if (step == 1) first = mallinfo2();
     }
-    /* a kept 16-byte object a call would show as 50 * 16 and more */
+    /* A kept 16-byte object a call would show as 1000 * 16 and more. What libraries keep for a thread comes with its first
+     * task, which may be late, and once. */
     const struct mallinfo2 last = mallinfo2();
-    assert_true(last.uordblks <= first.uordblks + 256);
+    assert_true(last.uordblks <= first.uordblks + 8192);
     free(p);
     ddpm_backend_free(be);
 }
