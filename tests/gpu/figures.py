@@ -48,7 +48,7 @@ def fashion(context, figures):
     folder = context.folder("fashion")
     run, config = os.path.join(folder, "run"), os.path.join(HERE, "tiny.yaml" if context.stand_in else "fashion.yaml")
     figures["precision"], options = precision_of(context, "train"), in_precision(context, "train")
-    speed = bench(context, "train", config, "--no-peak", "--repeats", "2" if context.stand_in else "30", *options)
+    speed = bench(context, "train", config, "--no-peak", "--warmup", 1, "--repeats", 1 if context.stand_in else 30, *options)
     steps = 6 if context.stand_in else max(500, int(TRAINING_SECONDS * 1e3 / speed["step_median_ms"]))
     losses = train(context, run, steps, "--set", f"train.steps={steps}", *options, config=config, log_every=1 if context.stand_in else 50)
     figures["steps"], figures["first_loss"], figures["last_loss"] = steps, losses[0], losses[-1]
@@ -119,7 +119,7 @@ def bench_sample(context, figures):
 def profile(context, figures):
     """Each op by itself, waited for: what a step is made of, though not what it takes."""
     config, batch = (TINY, 2) if context.stand_in else (CIFAR, 128)
-    result = bench(context, "train", config, "--batch", batch, "--repeats", 1, "--profile", *in_precision(context, "train"))
+    result = bench(context, "train", config, "--batch", batch, "--warmup", 0, "--repeats", 1, "--profile", *in_precision(context, "train"))
     figures["time_by_op"] = sorted(result["time_by_op"], key=lambda row: -row["step_ms"])
 
 
