@@ -177,13 +177,28 @@ def golden(context, figures):
         if context.stand_in:  # all of them run by themselves in that build: here it is the way to them that is tried
             names = names[:2] if kind == "ops" else names[:1]
         files += [os.path.join(folder, kind, name) for name in names]
-    out, _ = context.run([context.program("tests/golden_check"), "--quiet", "--device", context.options.device, *files], codes=(0, 1))
-    table = [line.split() for line in out.splitlines() if re.match(r"^\S+ +\d+ +\d+ +\d+", line)]
-    figures["kinds"] = {row[0]: {"files": int(row[1]), "passed": int(row[2]), "skipped": int(row[3]),
-                                 "worst": float(row[4]) if len(row) > 4 else None} for row in table}
-    total = figures["kinds"].pop("all", None)
-    if not total or total["files"] != len(files) or total["files"] != total["passed"]:
-        raise Failed(f"{total['passed'] if total else 0} of {len(files)} files passed")
+    program = context.program("tests/golden_check")
+    context.run([program], codes=(64,))  # its usage tells whether it knows bf16
+    precisions = ["fp32"] + ["bf16"] * ("--precision" in context.last_output)
+    for precision in precisions:
+        options = [] if precision == "fp32" else ["--precision", precision]
+        out, _ = context.run([program, "--quiet", "--device", context.options.device, *options, *files], codes=(0, 1))
+        kinds = golden_kinds(out)
+        total = kinds.pop("all", {"files": 0, "passed": 0, "skipped": 0})
+        figures[precision] = {**total, "kinds": kinds}
+    for precision in precisions:
+        found = figures[precision]
+        # what a precision has no limits for is skipped, and told; fp32 has them all
+        enough = found["passed"] > 0 if precision == "bf16" else found["skipped"] == 0
+        if found["files"] != len(files) or found["passed"] + found["skipped"] != len(files) or not enough:
+            raise Failed(f"{precision}: {found['passed']} passed and {found['skipped']} skipped of {len(files)} files")
+
+
+def golden_kinds(text):
+    """The table at the end of golden_check's output."""
+    table = [line.split() for line in text.splitlines() if re.match(r"^\S+ +\d+ +\d+ +\d+", line)]
+    return {row[0]: {"files": int(row[1]), "passed": int(row[2]), "skipped": int(row[3]),
+                     "worst": float(row[4]) if len(row) > 4 else None} for row in table}
 
 
 def trace(context, figures):
