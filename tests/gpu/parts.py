@@ -10,7 +10,7 @@ import zipfile
 from collections import namedtuple
 
 import figures as figure_parts
-from machine import build, op_test_names, properties
+from machine import build, op_test_names, plan, properties
 from context import ROOT, Failed, Skipped
 
 HERE = os.path.dirname(os.path.abspath(__file__))
@@ -289,6 +289,7 @@ def sanitizer(context, figures):
 PARTS = [
     Part("properties", 15, properties, "the GPU, its driver, the tools there are"),
     Part("build", 120, build, "the program, for this GPU, from what carry.sh took along where packages are missing"),
+    Part("plan", 20, plan, "the device's properties for ddpm plan, and what it foretells"),
     Part("op_parity", 80, op_parity, "every op against the CPU's, f32 and bf16, outputs poisoned"),
     Part("op_tests", 30, op_tests, "the ops' own tests, where the GPU reads the host's memory"),
     Part("golden", 30, golden, "PyTorch's recorded numbers"),

@@ -5,7 +5,7 @@ In the folder of results (at most eight files, so that they can be fetched from 
   results.json   everything; written anew, whole, as each part ends
   summary.txt    a line a part
   log.txt        every command with its exit code, seconds and output
-  and what parts leave there: samples.png, metrics.jsonl
+  and what parts leave there: samples.png, metrics.jsonl, device.json
 """
 import argparse
 import datetime
