@@ -45,6 +45,8 @@ class Context:
         # plans timed while something else runs on the GPU are not those to take figures with
         self.environment = {**os.environ, "DDPM_CACHE": os.path.join(self.work, "cache-proofs")}
         self.background = []
+        self.last_output, self.last_code = "", 0  # of the last command that ended
+        self.precision = {}  # of "train" and "sample", once figures.py has asked
         os.makedirs(self.out, exist_ok=True)
         os.makedirs(self.work, exist_ok=True)
 
@@ -69,6 +71,7 @@ class Context:
         """Standard output of the command, and its seconds. Failed when its exit code is none of `codes`; TimedOut, with all
         that it started ended, after `seconds` or when the part's time is over."""
         command = [str(word) for word in command]
+        self.last_output, self.last_code = "", None
         limit = self.left() if seconds is None else min(seconds, self.left())
         if limit <= 0:
             raise TimedOut(f"no time left for {os.path.basename(command[0])}")
@@ -84,9 +87,10 @@ class Context:
         except subprocess.TimeoutExpired:
             end_group(process)
             out, err = process.communicate()
+            self.last_output, self.last_code = out + err, -signal.SIGKILL
             self.log(f"$ {' '.join(command)}\n[ended after {limit:.0f} s]\n{shortened(out)}{shortened(err)}")
             raise TimedOut(f"{os.path.basename(command[0])} took more than {limit:.0f} s") from None
-        spent = time.monotonic() - begin
+        spent, self.last_output, self.last_code = time.monotonic() - begin, out + err, process.returncode
         self.log(f"$ {' '.join(command)}\n[exit {process.returncode}, {spent:.1f} s]\n{shortened(out)}{shortened(err)}")
         if process.returncode not in codes:
             last = (err.strip() or out.strip() or "no output").splitlines()[-1]
