@@ -76,6 +76,13 @@ static void time_copy(op_bench *b, int64_t bytes, double *gb_per_s)
     op_release(b);
 }
 
+ddpm_status bench_backend(const bench_job *job, ddpm_backend **out)
+{
+    const ddpm_status s = ddpm_backend_create(job->device, job->threads, out);
+    if (!s) ddpm_backend_configure(*out, &job->options);
+    return s;
+}
+
 ddpm_status bench_measure_peak(const bench_job *job, ddpm_backend *be, bench_peak *out)
 {
     const struct peak_sizes *sizes = ddpm_backend_is_cpu(be) ? &cpu_sizes : &gpu_sizes;

@@ -38,7 +38,7 @@ static ddpm_status sample_prepare(const bench_job *job, struct sample_run *b)
 {
     const ddpm_config *c = &job->cfg;
     const size_t n = (size_t)c->sample.batch;
-    TRY(ddpm_backend_create(job->device, job->threads, &b->be));
+    TRY(bench_backend(job, &b->be));
     TRY(ddpm_model_create(b->be, &c->model, &b->model));
     const size_t count = (size_t)ddpm_model_arena_count(b->model);
     const size_t pixels =

@@ -52,6 +52,8 @@ void ddpm_model_from_file_layout(const ddpm_model *m, int i, const float *file, 
 ddpm_status ddpm_model_reserve(ddpm_model *m, int max_batch, bool training);
 /* weights, grads (or NULL): device arrays of ddpm_model_arena_count elements; borrowed. */
 void ddpm_model_bind(ddpm_model *m, float *weights, float *grads);
+/* The weights bound last; NULL before. */
+const float *ddpm_model_weights(const ddpm_model *m);
 
 /* Host numbers for the parts of a forward pass that are random or conditional. */
 struct step_state;

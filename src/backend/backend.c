@@ -66,6 +66,11 @@ void ddpm_backend_configure(ddpm_backend *be, const ddpm_backend_options *option
     be->options = *options;
 }
 
+ddpm_backend_options ddpm_backend_configuration(const ddpm_backend *be)
+{
+    return be->options;
+}
+
 const char *ddpm_backend_notice(const ddpm_backend *be, int i)
 {
     return i >= 0 && i < be->n_notices ? be->notices[i] : NULL;
@@ -88,7 +93,9 @@ ddpm_status ddpm_backend_alloc(ddpm_backend *be, size_t bytes, void **out)
 
 void ddpm_backend_release(ddpm_backend *be, void *block)
 {
-    if (block) be->device->release(be, block);
+    if (!block) return;
+    be->releases++;
+    be->device->release(be, block);
 }
 
 ddpm_status ddpm_backend_upload(ddpm_backend *be, void *device, const void *host, size_t bytes)

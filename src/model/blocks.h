@@ -123,6 +123,7 @@ struct ddpm_model {
     int64_t total, arena_count;
     struct weight *weights;
     int n_weights, cap_weights;
+    const float *bound; /* by ddpm_model_bind; borrowed */
 
     struct slot *slots;
     int n_slots, cap_slots;

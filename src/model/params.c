@@ -155,11 +155,17 @@ ddpm_tensor *model_gradient(const ddpm_model *m, int weight)
 
 void ddpm_model_bind(ddpm_model *m, float *weights, float *grads)
 {
+    m->bound = weights;
     for (int i = 0; i < m->n_weights; i++) {
         struct weight *w = &m->weights[i];
         w->w.data = weights ? weights + w->offset : NULL;
         w->g.data = grads ? grads + w->offset : NULL;
     }
+}
+
+const float *ddpm_model_weights(const ddpm_model *m)
+{
+    return m->bound;
 }
 
 /* ---- what callers see ---- */

@@ -185,7 +185,7 @@ static void on_frame(void *user, int step, const uint8_t *x0_hat)
 
     const size_t image = (size_t)(r->shape.h * r->shape.w * r->shape.c);
     const int64_t room = f->n_images - r->first, n = room < r->batch ? room : r->batch;
-    if (n <= 0) return;
+    if (n <= 0 || !x0_hat) return;
     for (int i = 0; i < f->n_frames; i++)
         if (f->step[i] == step)
             memcpy(f->images + ((size_t)i * (size_t)f->n_images + (size_t)r->first) * image, x0_hat, (size_t)n * image);
@@ -198,10 +198,20 @@ ddpm_status job_draw(sample_run *r, int64_t first, int n)
         r->label[i] = job_label(r, r->index[i]);
     }
     r->first = first;
-    /* Looking at every step costs a conversion of the images; it is done for who watches, or where frames are kept. */
-    const bool is_seen = r->args->sink || first < r->frames.n_images;
+    const bool is_kept = first < r->frames.n_images, is_seen = r->args->sink || is_kept;
+    ddpm_sampler_frames(r->sampler, r->frames.step, is_kept ? r->frames.n_frames : 0);
     return ddpm_sampler_run(r->sampler, r->args->seed, n, r->index, r->shape.has_labels ? r->label : NULL, r->images,
                             is_seen ? on_frame : NULL, r, r->args->stop);
+}
+
+/* What the backend has to say, once. */
+static void tell_notices(sample_run *r)
+{
+    const char *line;
+    while ((line = ddpm_backend_notice(r->be, r->told))) {
+        log_line(r->args->sink, "%s", line);
+        r->told++;
+    }
 }
 
 /* One npz of all, by the same code as `ddpm merge`. */
@@ -223,6 +233,7 @@ static ddpm_status draw_shards(sample_run *r)
         bool was_drawn;
         if (k == 0) TRY(job_frames_begin(r));
         TRY(job_shard(r, k, &was_drawn));
+        tell_notices(r);
         if (k == 0) TRY(job_pictures(r, was_drawn));
         job_frames_release(r);
         any_drawn = any_drawn || was_drawn;

@@ -43,6 +43,7 @@ struct run {
     double collected_at;             /* when the first of the pending steps was begun */
     int64_t first, end, saved;       /* steps; saved: -1 none */
     int failed_saves;
+    int told; /* notices of the backend */
     bool has_figures; /* put into metrics and not flushed */
     double losses[LOSSES_MAX];
     ddpm_run_report *report;
@@ -134,6 +135,16 @@ static void fill_report(struct run *r)
     if (r->trained_seconds > 0)
         r->report->images_per_second =
             (double)((steps - 1) * r->trainer->batch) / r->trained_seconds;
+}
+
+/* What the backend has to say, once: a cache that could not be read, calls that could not be recorded. */
+static void tell_notices(struct run *r)
+{
+    const char *line;
+    while ((line = ddpm_backend_notice(r->trainer->be, r->told))) {
+        log_line(r->opts->sink, "%s", line);
+        r->told++;
+    }
 }
 
 /* `seconds` for the last n steps */
@@ -260,6 +271,7 @@ static ddpm_status collect(struct run *r, ddpm_step_result *last)
         r->report->seconds_to_first_step = now - r->started;
     else
         r->trained_seconds += seconds;
+    tell_notices(r);
     show_progress(r, last, n, seconds);
     return DDPM_OK;
 }
@@ -346,6 +358,7 @@ static ddpm_status begin(struct run *r, ddpm_backend *be)
              o->dir, ddpm_model_parameter_total(r->trainer->model), r->first + 1, r->end,
              r->trainer->batch, format_bytes(ddpm_backend_memory(be), text, sizeof text),
              ddpm_backend_name(be));
+    tell_notices(r);
     progress_begin(&r->progress, o->sink, "train", "step", r->end, r->first);
     return DDPM_OK;
 }

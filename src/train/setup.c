@@ -227,7 +227,7 @@ static ddpm_status take_blocks(ddpm_trainer *t)
     TRY(host_create(t));
     TRY(ddpm_model_reserve(t->model, (int)t->micro_batch, true));
     ddpm_model_bind(t->model, t->p, t->g);
-    return DDPM_OK;
+    return ddpm_recording_create(t->be, trainer_step_calls, t, &t->recording);
 }
 
 /* What stays as it is for the whole run. */
@@ -315,6 +315,7 @@ void ddpm_trainer_free(ddpm_trainer *t)
 {
     if (!t) return;
     ddpm_dataset_close(t->data);
+    ddpm_recording_free(t->recording);
     ddpm_model_free(t->model);
     ddpm_schedule_free(t->schedule);
     if (t->batch_block) ddpm_backend_release(t->be, t->batch_block);
@@ -326,6 +327,7 @@ void ddpm_trainer_free(ddpm_trainer *t)
 
 void ddpm_trainer_overfit(ddpm_trainer *t, bool on)
 {
+    if (t->is_overfit != on) ddpm_recording_reset(t->recording); /* it holds the rates */
     t->is_overfit = on;
     t->loaded = -1;
 }

@@ -142,9 +142,9 @@ static ddpm_status update_weights(ddpm_trainer *t)
     return t->ops->adamw(t->be, &a);
 }
 
-/* All calls of a step whose batch lies on the device. */
-static ddpm_status step_calls(ddpm_trainer *t)
+ddpm_status trainer_step_calls(void *user)
 {
+    ddpm_trainer *t = user;
     TRY(open_step(t));
     for (int64_t i = 0; i < t->batch; i += t->micro_batch) {
         const int64_t left = t->batch - i;
@@ -171,7 +171,7 @@ ddpm_status ddpm_trainer_queue(ddpm_trainer *t)
     REQUIRE(ddpm_trainer_pending(t) < DDPM_STEPS_PENDING, ARG,
             "trainer: %d steps are pending; collect their figures first", DDPM_STEPS_PENDING);
     TRY(load_batch(t, t->is_overfit ? 0 : t->step));
-    TRY(step_calls(t));
+    TRY(ddpm_recording_run(t->recording));
     t->step++;
     return DDPM_OK;
 }

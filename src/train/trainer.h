@@ -62,6 +62,8 @@ struct ddpm_trainer {
      * collected its number, updates and skipped steps in a row. */
     int64_t step, collected, updates, skipped_in_row;
 
+    ddpm_recording *recording; /* of the calls of a step */
+
     bool is_overfit;
     int64_t loaded; /* the step whose batch lies on the device; -1: none */
 };
@@ -81,6 +83,8 @@ struct loss_pass {
 /* Images first .. first+n-1 of the batch on the device, n <= micro_batch: q_sample, the network,
  * the loss of each into t->loss; when training, also the backward pass, which adds to g. */
 ddpm_status trainer_pass(ddpm_trainer *t, const struct loss_pass *pass, int64_t first, int64_t n);
+/* ddpm_calls: all of a step whose batch lies on the device; user is the trainer. */
+ddpm_status trainer_step_calls(void *user);
 /* What the device has counted when all that is queued is done; and back, with nothing pending. */
 ddpm_status trainer_counters(ddpm_trainer *t, struct step_counters *out);
 ddpm_status trainer_set_counters(ddpm_trainer *t, const struct step_counters *c);

@@ -6,6 +6,7 @@
  * ops.c       the table: scratch, launch, status, one line an op
  * rating.c    what the device's maker says it can do
  * ranges.c    NVTX ranges by op, where the library is there
+ * graphs.c    recordings: capture, instantiation, launch
  *
  * Order. All ops go to `stream`. Uploads and downloads run on `copy`, ordered against `stream` by events;
  * ddpm_backend_sync waits for both. The environment variable DDPM_SYNC=1 waits after every op, so that a fault names
@@ -31,6 +32,7 @@ struct cuda_backend {
     void *scratch; /* one block, the largest that any op has asked for */
     size_t scratch_size;
     bool syncs_each_op; /* DDPM_SYNC=1 */
+    bool is_recording;  /* the main stream is being captured */
     bool is_sick;       /* a sticky fault: nothing that lies on this device can be trusted any more */
     char first_fault[512];
 };
@@ -76,5 +78,14 @@ extern const struct ops cuda_ops;
 /* ---- ranges.c ---- */
 void cuda_range_begin(const char *name);
 void cuda_range_end(void);
+
+/* ---- graphs.c: struct backend_device's part of recordings ---- */
+bool cuda_can_record(const ddpm_backend *base);
+ddpm_status cuda_record_begin(ddpm_backend *base);
+ddpm_status cuda_record_end(ddpm_backend *base, void **out);
+ddpm_status cuda_record_launch(ddpm_backend *base, void *graph);
+void cuda_record_free(ddpm_backend *base, void *graph);
+/* BUG while a recording is being made: for calls that wait, allocate or copy. */
+ddpm_status cuda_recording_forbids(const struct cuda_backend *be, const char *what);
 
 #endif

@@ -69,6 +69,7 @@ ddpm_status cuda_alloc(ddpm_backend *base, size_t bytes, void **out)
 {
     struct cuda_backend *be = cuda_of(base);
     TRY(cuda_enter(be));
+    TRY(cuda_recording_forbids(be, "memory"));
     struct cuda_block *b = malloc(sizeof *b);
     REQUIRE(b, NOMEM, "memory: %zu bytes to note a block", sizeof *b);
     void *data = NULL;
@@ -113,6 +114,7 @@ ddpm_status cuda_sync(ddpm_backend *base)
 {
     struct cuda_backend *be = cuda_of(base);
     TRY(cuda_enter(be));
+    TRY(cuda_recording_forbids(be, "sync"));
     TRY(cuda_check(be, "sync", cudaStreamSynchronize(be->stream)));
     return cuda_check(be, "sync", cudaStreamSynchronize(be->copy));
 }
@@ -132,6 +134,7 @@ ddpm_status cuda_available(ddpm_backend *base, size_t *out)
 void cuda_scratch_free(struct cuda_backend *be)
 {
     if (!be->scratch) return;
+    be->base.releases++;
     give_back(be, be->scratch, be->scratch_size);
     be->scratch = NULL;
     be->scratch_size = 0;
@@ -144,6 +147,7 @@ ddpm_status cuda_scratch(struct cuda_backend *be, size_t bytes, void **out)
     if (bytes > be->base.scratch_bytes) be->base.scratch_bytes = bytes;
     if (be->base.is_measuring || bytes == 0) return DDPM_OK;
     if (be->scratch_size < bytes) {
+        TRY(cuda_recording_forbids(be, "scratch"));
         cuda_scratch_free(be); /* waits for the ops that use it */
         TRY(take(be, "scratch", be->base.scratch_bytes, &be->scratch));
         be->scratch_size = be->base.scratch_bytes;
@@ -245,6 +249,7 @@ ddpm_status cuda_upload(ddpm_backend *base, void *device, const void *host, size
 {
     struct cuda_backend *be = cuda_of(base);
     TRY(cuda_enter(be));
+    TRY(cuda_recording_forbids(be, "upload"));
     const ddpm_status s = upload(be, device, host, bytes);
     return s ? abandon(be, s) : DDPM_OK;
 }
@@ -280,6 +285,7 @@ ddpm_status cuda_download(ddpm_backend *base, void *host, const void *device, si
 {
     struct cuda_backend *be = cuda_of(base);
     TRY(cuda_enter(be));
+    TRY(cuda_recording_forbids(be, "download"));
     const ddpm_status s = download(be, host, device, bytes);
     return s ? abandon(be, s) : DDPM_OK;
 }
