@@ -10,8 +10,6 @@
  * Rejected   x_t in bf16 beside the f32 one: the network's first op reads f32 samples of 3 channels at little cost. */
 #include "noise.cuh"
 
-#include <float.h>
-
 static constexpr int ROW = 8; /* coefficients of an image */
 static constexpr int U8_THREADS = 256;
 
@@ -47,11 +45,11 @@ __device__ __forceinline__ void add_noise(const noise_source &noise, const quad_
 /* Threads of one image may find it together: they write the same number. */
 __device__ __forceinline__ void mark_bad(const reverse_call &a, const quad_place &q, const float answer[QUAD])
 {
-    bool is_bad = false;
+    float zero = 0; /* infinity times 0 is NaN, as is NaN times 0 */
 #pragma unroll
     for (int i = 0; i < QUAD; i++)
-        is_bad = is_bad || !(fabsf(answer[i]) <= FLT_MAX); /* NaN too; 0 beyond the image's end */
-    if (is_bad && a.bad[q.n] == 0) a.bad[q.n] = (int32_t)a.noise.state->step;
+        zero += answer[i] * 0.0f;
+    if (zero != 0.0f && a.bad[q.n] == 0) a.bad[q.n] = (int32_t)a.noise.state->step;
 }
 
 template <int VEC, class T>
@@ -62,9 +60,9 @@ __global__ void __launch_bounds__(NOISE_THREADS) reverse_step_kernel(reverse_cal
         if (q.left <= 0) continue;
         const formula_reverse_row row = row_of(a.rows, q.n);
         float x[QUAD], answer[QUAD], x0_hat[QUAD];
-        load_quad<VEC>(a.x + q.element, q.left, x);
         load_quad<VEC>(out + q.element, q.left, answer);
         if (a.bad) mark_bad(a, q, answer);
+        load_quad<VEC>(a.x + q.element, q.left, x);
 #pragma unroll
         for (int i = 0; i < QUAD; i++) {
             x0_hat[i] = formula_reverse_x0(row, x[i], answer[i]);
