@@ -11,7 +11,7 @@ static constexpr int THREADS = 128;
 
 template <class V>
 __global__ void __launch_bounds__(THREADS)
-    gather_kernel(int64_t images, int64_t units, int64_t runs, const V *__restrict__ x, const int32_t *__restrict__ number,
+    gather_images_kernel(int64_t images, int64_t units, int64_t runs, const V *__restrict__ x, const int32_t *__restrict__ number,
                   const int32_t *labels, V *__restrict__ y, int32_t *label)
 {
     for (int64_t task = blockIdx.x; task < images * runs; task += gridDim.x) {
@@ -31,7 +31,7 @@ extern "C" size_t scratch_gather(const struct gather_args *)
 template <class V> static cudaError_t run_gather(cudaStream_t stream, const struct gather_args *a, int64_t units)
 {
     const int64_t images = a->y->dim[0], runs = ceil_div(units, THREADS);
-    return launch_kernel(gather_kernel<V>, dim3(grid_for(images * runs, 1)), dim3(THREADS), 0, stream, images, units, runs,
+    return launch_kernel(gather_images_kernel<V>, dim3(grid_for(images * runs, 1)), dim3(THREADS), 0, stream, images, units, runs,
                          static_cast<const V *>(a->x->data), a->number, a->labels, static_cast<V *>(a->y->data), a->label);
 }
 

@@ -73,17 +73,17 @@ def train_table(run):
     for ours in part(run, "bench_train").get("rows", []):
         peers = peer_rows(run, ours["configuration"], ours["batch"], "step_s")
         for p in (best(peers, True), best(peers, False)):
-            if not p and rows and rows[-1][0].startswith(f"{os.path.basename(ours['configuration'])}, {ours['batch']}"):
+            if not p and rows and rows[-1][0].startswith(f"{os.path.basename(ours['configuration'])}, {ours['batch']},"):
                 continue
             step = p.get("step_s")
             mfu = (6 * ours["gmac_per_image"] * ours["batch"] / step / rated if step and rated and ours.get("gmac_per_image") else None)
-            rows.append([f"{os.path.basename(ours['configuration'])}, {ours['batch']}", number(ours["step_median_ms"]),
+            rows.append([f"{os.path.basename(ours['configuration'])}, {ours['batch']}, {ours.get('precision', 'fp32')}", number(ours["step_median_ms"]),
                          number(ours["images_per_s"]), number(ours.get("mfu")), number(ours["backend_peak_bytes"] / 1e9),
                          number(ours.get("first_step_s")), mode_of(p), number(step * 1e3 if step else None), number(mfu),
                          number(p["peak_bytes"] / 1e9 if p else None), number(p.get("first_step_s")),
                          ratio(ours["step_median_ms"], step and step * 1e3),
                          ratio(ours["backend_peak_bytes"], p.get("peak_bytes"))])
-    return table(["training: configuration, batch", "step, ms", "images/s", "MFU", "memory, GB", "first step, s", "PyTorch's mode",
+    return table(["training: configuration, batch, precision", "step, ms", "images/s", "MFU", "memory, GB", "first step, s", "PyTorch's mode",
                   "step, ms", "MFU", "memory, GB", "first step, s", "ratio of time", "of memory"], rows)
 
 
@@ -93,10 +93,10 @@ def sample_table(run):
         peers = peer_rows(run, ours["configuration"], ours["batch"], "forward_s")
         p = peers[0] if peers else {}
         forward = p.get("forward_s")
-        rows.append([f"{os.path.basename(ours['configuration'])}, {ours['batch']}", number(ours["step_median_ms"]),
+        rows.append([f"{os.path.basename(ours['configuration'])}, {ours['batch']}, {ours.get('precision', 'fp32')}", number(ours["step_median_ms"]),
                      number(ours.get("mfu")), mode_of(p), number(forward * 1e3 if forward else None),
                      ratio(ours["step_median_ms"], forward and forward * 1e3)])
-    return table(["sampling: configuration, batch", "reverse step, ms", "MFU", "PyTorch's fastest mode", "its forward pass, ms",
+    return table(["sampling: configuration, batch, precision", "reverse step, ms", "MFU", "PyTorch's fastest mode", "its forward pass, ms",
                   "ratio"], rows)
 
 

@@ -45,6 +45,8 @@ class Context:
         # plans timed while something else runs on the GPU are not those to take figures with
         self.environment = {**os.environ, "DDPM_CACHE": os.path.join(self.work, "cache-proofs")}
         self.background = []
+        self.last_output, self.last_code = "", 0  # of the last command that ended
+        self.precision = {}  # of "train" and "sample", once figures.py has asked
         os.makedirs(self.out, exist_ok=True)
         os.makedirs(self.work, exist_ok=True)
 
@@ -86,7 +88,7 @@ class Context:
             out, err = process.communicate()
             self.log(f"$ {' '.join(command)}\n[ended after {limit:.0f} s]\n{shortened(out)}{shortened(err)}")
             raise TimedOut(f"{os.path.basename(command[0])} took more than {limit:.0f} s") from None
-        spent = time.monotonic() - begin
+        spent, self.last_output, self.last_code = time.monotonic() - begin, out + err, process.returncode
         self.log(f"$ {' '.join(command)}\n[exit {process.returncode}, {spent:.1f} s]\n{shortened(out)}{shortened(err)}")
         if process.returncode not in codes:
             last = (err.strip() or out.strip() or "no output").splitlines()[-1]

@@ -122,6 +122,10 @@ def commit_carried(context):
     return open(path).read().strip() if os.path.exists(path) else ""
 
 
+def op_test_names():
+    return sorted(os.path.basename(path)[:-2] for path in glob.glob(os.path.join(ROOT, "tests", "op", "test_*.c")))
+
+
 PROGRAMS = ["ddpm", "tests/golden_check", "tests/gpu_op_parity"]
 
 
@@ -135,7 +139,10 @@ def build(context, figures):
         capability = first_line(context, ["nvidia-smi", "--query-gpu=compute_cap", "--format=csv,noheader"], r"(\d+\.\d+)")
         architecture = (capability or "9.0").replace(".", "") + "-real"
         figures["toolkit"], figures["cudnn"], figures["architecture"] = root, cudnn, architecture
-        _, figures["configure_s"] = context.run(configure_command(context, root, cudnn, architecture))
-        targets = [os.path.basename(name) for name in PROGRAMS]
+        out, figures["configure_s"] = context.run(configure_command(context, root, cudnn, architecture))
+        figures["configured"] = re.findall(r"^-- ((?:CUDA backend|cuDNN).*)", out, re.M)
+        if "cuDNN: ON" not in out:
+            figures["note"] = "without cuDNN: the kernels' own products are slow"
+        targets = [os.path.basename(name) for name in PROGRAMS] + op_test_names()
         _, figures["build_s"] = context.run(["cmake", "--build", context.build, "--target", *targets])
     figures["version"] = context.run([context.program("ddpm"), "--version"])[0].splitlines()

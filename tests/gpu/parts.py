@@ -10,7 +10,7 @@ import zipfile
 from collections import namedtuple
 
 import figures as figure_parts
-from machine import build, properties
+from machine import build, op_test_names, properties
 from context import ROOT, Failed, Skipped
 
 HERE = os.path.dirname(os.path.abspath(__file__))
@@ -122,6 +122,30 @@ def op_parity(context, figures):
         raise Failed("no call was made")
 
 
+def op_tests(context, figures):
+    """The ops' own tests against float64. They hand host memory to the device, which not every GPU and kernel can read: the
+    first program tells."""
+    programs = [context.program(os.path.join("tests", name)) for name in op_test_names()]
+    if context.stand_in:  # they are tests of that build by themselves
+        programs = [program for program in programs if os.path.exists(program)][:1]
+        if not programs:
+            raise Skipped("none is built here")
+    figures["programs"] = {}
+    for program in programs:
+        name = os.path.basename(program)
+        try:
+            context.run([program], environment={"DDPM_TEST_DEVICE": context.options.device, "DDPM_SYNC": "1"})
+        except Failed as e:
+            if not figures["programs"] and "cudaErrorIllegalAddress" in context.last_output:
+                raise Skipped("the GPU cannot read the host's memory") from None
+            figures["programs"][name] = str(e)
+        else:
+            figures["programs"][name] = "passed"
+    bad = [name for name, verdict in figures["programs"].items() if verdict != "passed"]
+    if bad:
+        raise Failed(", ".join(bad))
+
+
 def golden(context, figures):
     folder = os.path.join(ROOT, "tests", "golden")
     kinds = ["ops", "unet"] if context.stand_in else ["", "math", "ops", "unet", "train", "samplers"]
@@ -230,6 +254,7 @@ PARTS = [
     Part("properties", 15, properties, "the GPU, its driver, the tools there are"),
     Part("build", 120, build, "the program, for this GPU, from what carry.sh took along where packages are missing"),
     Part("op_parity", 40, op_parity, "every op against the CPU's, f32 and bf16, outputs poisoned"),
+    Part("op_tests", 30, op_tests, "the ops' own tests, where the GPU reads the host's memory"),
     Part("golden", 30, golden, "PyTorch's recorded numbers"),
     Part("trace", 30, trace, "losses of the same steps on the CPU and on the GPU"),
     Part("graph", 30, graph, "recorded graphs against single calls, to the bit"),

@@ -69,6 +69,11 @@ class Figures(unittest.TestCase):
         self.assertEqual(len(lines), 4)
         self.assertTrue(lines[2].endswith("| - | - |"))
 
+    def test_a_compiled_start_is_the_cold_one(self):
+        out = "warning: x\n" + json.dumps(peer("compile", "bf16", 0.02)) + "\n" + json.dumps(peer("eager", "bf16", 0.03)) + "\n"
+        compiled, eager = figures.peer_rows(("configs/x.yaml",), out, 80.0)
+        self.assertEqual((compiled["first_step_s"], compiled["first_step_warm_s"], eager["first_step_s"]), (80.0, 9.0, 9.0))
+
     def test_a_differing_tensor_is_named(self):
         with tempfile.TemporaryDirectory() as folder:
             a, same = checkpoint(folder, "x", [1, 2, 3]), checkpoint(folder, "y", [1, 2, 3])

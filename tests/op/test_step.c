@@ -1,6 +1,6 @@
 /* test_step.c - what lets a step run without the host: its numbers from its counters, its times, its figures, which steps are
  * skipped; a sampler's table; copies in another type; the batch out of a data set. */
-#include "op_support_b.h"
+#include "op_support.h"
 
 #include "step_rates.h"
 
