@@ -93,9 +93,7 @@ ddpm_status ddpm_backend_alloc(ddpm_backend *be, size_t bytes, void **out)
 
 void ddpm_backend_release(ddpm_backend *be, void *block)
 {
-    if (!block) return;
-    be->releases++;
-    be->device->release(be, block);
+    if (block) be->device->release(be, block);
 }
 
 ddpm_status ddpm_backend_upload(ddpm_backend *be, void *device, const void *host, size_t bytes)

@@ -57,7 +57,7 @@ struct ddpm_backend {
     int n_notices;
     char notices[BACKEND_NOTICES][256];
     size_t scratch_bytes; /* the largest scratch any op has asked for */
-    uint64_t releases;    /* of blocks and scratch: what was recorded before one may point there */
+    uint64_t releases;    /* of blocks and scratch, kept by devices that record: a recording from before may point there */
     size_t memory, memory_peak;
     struct profile_row profile[OP_COUNT];
 };

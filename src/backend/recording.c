@@ -62,10 +62,10 @@ static ddpm_status record(struct ddpm_recording *r)
     const struct backend_device *device = r->be->device;
     TRY(device->record_begin(r->be));
     const ddpm_status s = r->calls(r->user), ended = device->record_end(r->be, &r->graph);
-    if (!s) return ended;
+    if (!s && !ended) return DDPM_OK;
     if (r->graph) device->record_free(r->be, r->graph);
     r->graph = NULL;
-    return s;
+    return s ? s : ended;
 }
 
 ddpm_status ddpm_recording_run(ddpm_recording *r)

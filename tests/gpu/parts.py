@@ -101,7 +101,7 @@ def steps_of(context, on_gpu):
 
 
 def op_parity(context, figures):
-    levels = ["1x4x4x32"] if context.stand_in else []
+    levels = ["1x4x4x32", "1x18x18x32"] if context.stand_in else []
     rows, failed = [], []
     for dtype in ("f32", "bf16"):
         out, _ = context.run([context.program("tests/gpu_op_parity"), "--device", context.options.device, "--dtype", dtype,
@@ -224,7 +224,7 @@ SANITIZERS = {"memcheck": ["--leak-check", "no"], "racecheck": [], "initcheck": 
 def sanitizer_command(context, tool, dtype):
     program = shutil.which("compute-sanitizer") or "/usr/local/cuda/bin/compute-sanitizer"
     return [program, "--tool", tool, *SANITIZERS[tool], "--error-exitcode", "9", "--print-limit", "20",
-            context.program("tests/gpu_op_parity"), "--device", context.options.device, "--dtype", dtype, "1x14x14x32"]
+            context.program("tests/gpu_op_parity"), "--device", context.options.device, "--dtype", dtype, "1x18x18x32"]
 
 
 def sanitizer(context, figures):

@@ -14,6 +14,7 @@ ddpm_status cuda_record_begin(ddpm_backend *base)
 {
     struct cuda_backend *be = cuda_of(base);
     TRY(cuda_enter(be));
+    TRY(cuda_side_join(be)); /* what is under way there is not part of it */
     TRY(cuda_check(be, "graph", cudaStreamBeginCapture(be->stream, cudaStreamCaptureModeThreadLocal)));
     be->is_recording = true;
     return DDPM_OK;
@@ -26,18 +27,20 @@ ddpm_status cuda_record_end(ddpm_backend *base, void **out)
     cudaGraphExec_t executable = NULL;
     *out = NULL;
     be->is_recording = false;
+    const ddpm_status joined = cuda_side_join(be); /* a stream that was forked and not joined spoils the graph */
     cudaError_t e = cudaStreamEndCapture(be->stream, &graph);
     if (!e) e = cudaGraphInstantiate(&executable, graph, 0);
     if (graph) cuda_note(be, "graph", cudaGraphDestroy(graph));
     TRY(cuda_check(be, "graph", e));
     *out = executable;
-    return DDPM_OK;
+    return joined;
 }
 
 ddpm_status cuda_record_launch(ddpm_backend *base, void *graph)
 {
     struct cuda_backend *be = cuda_of(base);
     TRY(cuda_enter(be));
+    TRY(cuda_side_join(be));
     return cuda_check(be, "graph", cudaGraphLaunch(graph, be->stream));
 }
 
