@@ -42,6 +42,8 @@ void ddpm_backend_free(ddpm_backend *be); /* accepts NULL */
 /* "cpu: AMD EPYC 9R14, 2 threads, oneDNN 2.6.3". Borrowed. */
 const char *ddpm_backend_name(const ddpm_backend *be);
 bool ddpm_backend_is_cpu(const ddpm_backend *be);
+/* Whether networks can compute in bf16 on it. */
+bool ddpm_backend_takes_bf16(const ddpm_backend *be);
 int ddpm_backend_threads(const ddpm_backend *be);
 /* FLOP/s of dense bf16 products by the maker's rating, from the device's properties; 0 where none is known. */
 double ddpm_backend_rated_flops(const ddpm_backend *be);

@@ -12,7 +12,7 @@ extern "C" {
 
 typedef struct ddpm_sampler ddpm_sampler;
 
-/* One batch at a time on a model that is bound to weights. The model is borrowed and reserved for
+/* One batch at a time on a model that is bound to weights, in the model's precision. The model is borrowed and reserved for
  * `batch` images here unless it is already reserved for as many. NOMEM, CONFIG (spacing). */
 ddpm_status ddpm_sampler_create(ddpm_backend *be, ddpm_model *model,
                                 const ddpm_diffusion_config *diffusion,

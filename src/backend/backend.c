@@ -51,6 +51,11 @@ bool ddpm_backend_is_cpu(const ddpm_backend *be)
     return be->is_cpu;
 }
 
+bool ddpm_backend_takes_bf16(const ddpm_backend *be)
+{
+    return be->takes_bf16;
+}
+
 int ddpm_backend_threads(const ddpm_backend *be)
 {
     return be->threads;

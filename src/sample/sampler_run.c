@@ -48,7 +48,8 @@ struct ddpm_sampler {
     float *step_rows;     /* [batch,8] */
     float *table, *times; /* [steps+1,8], [steps+1] rows and time */
     int32_t *bad;         /* [batch] the first step at which the answer was not finite, or 0 */
-    float *x, *out, *x0_hat; /* [batch,h,w,c] */
+    float *x, *x0_hat;    /* [batch,h,w,c] */
+    void *out;            /* likewise, of the network's type */
     uint8_t *bytes;       /* [batch,h,w,c] */
 
     void *host; /* one block, owned */
@@ -74,7 +75,7 @@ static void place_device(ddpm_sampler *s, arena *a)
     s->times = take(a, (size_t)s->steps + 1, sizeof *s->times);
     s->bad = take(a, n, sizeof *s->bad);
     s->x = take(a, all, sizeof *s->x);
-    s->out = take(a, all, sizeof *s->out);
+    s->out = take(a, all, ddpm_dtype_size(ddpm_model_activation(s->model)));
     s->x0_hat = take(a, all, sizeof *s->x0_hat);
     s->bytes = take(a, all, sizeof *s->bytes);
 }
@@ -148,6 +149,7 @@ static ddpm_status step_calls(void *user)
     ddpm_sampler *s = user;
     ddpm_tensor x = images(s, s->x, s->n), out = images(s, s->out, s->n), x0_hat = images(s, s->x0_hat, s->n);
     ddpm_tensor t = ddpm_tensor_1d(s->t, s->n);
+    out.dtype = ddpm_model_activation(s->model);
     TRY(s->ops->open_sample(s->be, &(struct open_sample_args){.table = s->table,
                                                               .times = s->times,
                                                               .state = s->state,

@@ -1,5 +1,5 @@
-/* test_cuda_steps.c - training and sampling as recorded steps: the bits of calls made one by one, resuming, nothing allocated
- * after step 2, no wait of the host inside a step. */
+/* test_cuda_steps.c - training and sampling as recorded steps: the bits of calls made one by one,
+ * resuming, nothing allocated after step 2, no wait of the host inside a step. */
 #include "device_support.h"
 #include "train_support.h"
 
@@ -8,11 +8,12 @@
 #include <malloc.h>
 
 /* The test network again, smaller: the stand-in runs every thread of every kernel. */
-static const char *const small[] = {"model.channel_mult=[1]", "model.attention_resolutions=[0]", "train.batch=4",
-                                    "train.micro_batch=2"};
+static const char *const small[] = {"model.channel_mult=[1]", "model.attention_resolutions=[0]",
+                                    "train.batch=4", "train.micro_batch=2"};
 enum { SMALL = 4 };
 
-static void open_with(void **state, const char *more, const ddpm_backend_options *options, struct trained *x)
+static void open_with(void **state, const char *more, const ddpm_backend_options *options,
+                      struct trained *x)
 {
     const char *set[SMALL + 1] = {small[0], small[1], small[2], small[3], more};
     *x = (struct trained){0};
@@ -22,7 +23,10 @@ static void open_with(void **state, const char *more, const ddpm_backend_options
     assert_ok(ddpm_trainer_create(x->be, &x->cfg, &x->t));
 }
 
-static const ddpm_backend_options recorded = {0}, apart = {.keeps_calls_apart = true};
+/* Deterministic, for two backends may time the libraries' plans differently. */
+static const ddpm_backend_options recorded = {.is_deterministic = true},
+                                  apart = {.is_deterministic = true, .keeps_calls_apart = true};
+static const char *const precisions[] = {"train.precision=fp32", "train.precision=bf16"};
 
 static void save_as(void **state, struct trained *x, const char *name, char path[SUPPORT_PATH])
 {
@@ -32,24 +36,46 @@ static void save_as(void **state, struct trained *x, const char *name, char path
 
 static void a_recorded_step_has_the_bits_of_its_calls(void **state)
 {
-    struct trained x, y;
-    char a[SUPPORT_PATH], b[SUPPORT_PATH];
-    open_with(state, NULL, &recorded, &x);
-    open_with(state, NULL, &apart, &y);
-    for (int i = 0; i < 5; i++) {
-        ddpm_step_result one, other;
-        assert_ok(ddpm_trainer_step(x.t, &one));
-        assert_ok(ddpm_trainer_step(y.t, &other));
-        assert_memory_equal(&one.loss, &other.loss, sizeof one.loss);
-        assert_memory_equal(&one.grad_norm, &other.grad_norm, sizeof one.grad_norm);
-        assert_int_equal(one.step, i + 1);
+    for (int p = 0; p < 2; p++) {
+        struct trained x, y;
+        char a[SUPPORT_PATH], b[SUPPORT_PATH];
+        open_with(state, precisions[p], &recorded, &x);
+        open_with(state, precisions[p], &apart, &y);
+        for (int i = 0; i < 4; i++) {
+            ddpm_step_result one, other;
+            assert_ok(ddpm_trainer_step(x.t, &one));
+            assert_ok(ddpm_trainer_step(y.t, &other));
+            assert_memory_equal(&one.loss, &other.loss, sizeof one.loss);
+            assert_memory_equal(&one.grad_norm, &other.grad_norm, sizeof one.grad_norm);
+            assert_int_equal(one.step, i + 1);
+        }
+        assert_int_equal(ddpm_recording_launches(x.t->recording), 3);
+        assert_int_equal(ddpm_recording_launches(y.t->recording), 0);
+        assert_null(ddpm_backend_notice(x.be, 0));
+        save_as(state, &x, "recorded.safetensors", a);
+        save_as(state, &y, "apart.safetensors", b);
+        train_assert_same_files(a, b);
+        train_close(&y);
+        train_close(&x);
     }
-    assert_int_equal(ddpm_recording_launches(x.t->recording), 4);
-    assert_int_equal(ddpm_recording_launches(y.t->recording), 0);
-    assert_null(ddpm_backend_notice(x.be, 0));
-    save_as(state, &x, "recorded.safetensors", a);
-    save_as(state, &y, "apart.safetensors", b);
-    train_assert_same_files(a, b);
+}
+
+/* bf16 is close to f32: its losses differ by the roundings of the network's answer, 2^-9 of it
+ * each, and of what goes in. */
+static void bf16_losses_are_those_of_f32_but_for_rounding(void **state)
+{
+    struct trained x, y;
+    open_with(state, precisions[0], &recorded, &x);
+    open_with(state, precisions[1], &recorded, &y);
+    for (int i = 0; i < 4; i++) {
+        const double want = train_steps(&x, 1), got = train_steps(&y, 1);
+        assert_near(got, want, 0.02 * want);
+        if (i > 0) assert_true(got != want);
+    }
+    double one, other;
+    assert_ok(ddpm_trainer_validate(x.t, 0, &one)); /* by an average, rounded for it */
+    assert_ok(ddpm_trainer_validate(y.t, 0, &other));
+    assert_near(other, one, 0.02 * one);
     train_close(&y);
     train_close(&x);
 }
@@ -59,14 +85,14 @@ static void going_on_from_a_checkpoint_gives_the_same_bits(void **state)
     struct trained x, y;
     char whole[SUPPORT_PATH], half[SUPPORT_PATH], halves[SUPPORT_PATH];
     double loss;
-    open_with(state, NULL, &recorded, &x);
+    open_with(state, precisions[1], &recorded, &x);
     train_steps(&x, 3);
     save_as(state, &x, "half.safetensors", half);
     assert_ok(ddpm_trainer_validate(x.t, 0, &loss)); /* which disturbs nothing */
     train_steps(&x, 3);
     save_as(state, &x, "whole.safetensors", whole);
     train_close(&x);
-    open_with(state, NULL, &recorded, &y);
+    open_with(state, precisions[1], &recorded, &y);
     assert_ok(ddpm_trainer_load(y.t, half));
     train_steps(&y, 3);
     save_as(state, &y, "halves.safetensors", halves);
@@ -121,7 +147,8 @@ static void sample_with(struct trained *x, int wanted, uint8_t out[3 * BYTES], s
     assert_ok(ddpm_model_reserve(x->t->model, (int)x->t->micro_batch, true));
     ddpm_sampler_frames(s, steps, wanted);
     for (int i = 0; i < 3; i++)
-        assert_ok(ddpm_sampler_run(s, 9, i == 1 ? 2 : 3, index, NULL, out + i * BYTES, seen ? see : NULL, seen, NULL));
+        assert_ok(ddpm_sampler_run(s, 9, i == 1 ? 2 : 3, index, NULL, out + i * BYTES,
+                                   seen ? see : NULL, seen, NULL));
     ddpm_sampler_free(s);
 }
 
@@ -135,8 +162,8 @@ static void a_recorded_sampler_draws_the_same_pictures(void **state)
     sample_with(&x, 0, a, NULL);
     sample_with(&y, 0, b, NULL);
     assert_memory_equal(a, b, sizeof a);
-    assert_memory_equal(a, a + 2 * BYTES, BYTES);         /* the same seeds again */
-    assert_memory_equal(a, a + BYTES, BYTES / 3 * 2);     /* and in a smaller batch */
+    assert_memory_equal(a, a + 2 * BYTES, BYTES);     /* the same seeds again */
+    assert_memory_equal(a, a + BYTES, BYTES / 3 * 2); /* and in a smaller batch */
     sample_with(&x, -1, a, &all);
     assert_memory_equal(a, b, sizeof a);
     assert_int_equal(all.pictures, 60);
@@ -179,6 +206,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(a_recorded_step_has_the_bits_of_its_calls),
+        cmocka_unit_test(bf16_losses_are_those_of_f32_but_for_rounding),
         cmocka_unit_test(going_on_from_a_checkpoint_gives_the_same_bits),
         cmocka_unit_test(nothing_is_allocated_after_step_2),
         cmocka_unit_test(a_recorded_sampler_draws_the_same_pictures),
