@@ -39,9 +39,10 @@ enum { KINDS_MAX = 64 };
  * at most 2^-9 and by 2^-10.8 as a rule. The tiny networks of the files have about 60 of them in a row,
  * activations and kernels, forward and backward; what is independent adds up as a root: sqrt(60) 2^-10.8 =
  * 0.4% of the numbers that are added, 2% for the worst of thousands. Gradients of biases and of attention's
- * q and k are sums that cancel to about a quarter of what is added: hence 0.1. Seen: 0.079 (a gradient),
- * 0.003 over 20 steps. */
-static const double BF16_LIMIT = 0.1;
+ * q and k are sums that cancel to a fraction of what is added, and libraries may round gradients of kernels
+ * to bf16: hence 0.15. Seen, over the plans that the stand-in's libraries offer: 0.113 (a gradient), 0.046
+ * in networks without classes. */
+static const double BF16_LIMIT = 0.15;
 
 /* One row of the final table. */
 struct kind_row {

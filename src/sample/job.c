@@ -10,6 +10,7 @@
 
 #include "checkpoint.h"
 #include "fail.h"
+#include "notices.h"
 #include "ops.h"
 #include "philox.h"
 
@@ -220,16 +221,6 @@ ddpm_status job_draw(sample_run *r, int64_t first, int n)
                             is_seen ? on_frame : NULL, r, r->args->stop);
 }
 
-/* What the backend has to say, once. */
-static void tell_notices(sample_run *r)
-{
-    const char *line;
-    while ((line = ddpm_backend_notice(r->be, r->told))) {
-        log_line(r->args->sink, "%s", line);
-        r->told++;
-    }
-}
-
 /* One npz of all, by the same code as `ddpm merge`. */
 static ddpm_status merge_own(sample_run *r, bool was_drawn)
 {
@@ -249,7 +240,6 @@ static ddpm_status draw_shards(sample_run *r)
         bool was_drawn;
         if (k == 0) TRY(job_frames_begin(r));
         TRY(job_shard(r, k, &was_drawn));
-        tell_notices(r);
         if (k == 0) TRY(job_pictures(r, was_drawn));
         job_frames_release(r);
         any_drawn = any_drawn || was_drawn;
@@ -270,6 +260,7 @@ static ddpm_status run_job(sample_run *r)
     progress_begin(&r->shown, r->args->sink, "sample", "img", total, 0);
     const ddpm_status s = draw_shards(r);
     r->report.steps = ddpm_sampler_steps(r->sampler);
+    notices_show(r->be, r->args->sink, &(int){0});
     if (s) return s;
     progress_end(&r->shown, NULL);
     return DDPM_OK;

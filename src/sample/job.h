@@ -41,7 +41,6 @@ typedef struct {
     int64_t *wide;   /* [2 * batch] numbers on their way to a file */
 
     frame_store frames;
-    int told; /* notices of the backend */
     progress shown;
     int64_t done, first; /* images done, skipped ones included; first of the batch that is being drawn */
     ddpm_sample_report report;

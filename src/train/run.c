@@ -11,6 +11,7 @@
 #include "checkpoint.h"
 #include "fail.h"
 #include "metrics.h"
+#include "notices.h"
 #include "run_folder.h"
 
 #include <inttypes.h>
@@ -43,7 +44,7 @@ struct run {
     double collected_at;             /* when the first of the pending steps was begun */
     int64_t first, end, saved;       /* steps; saved: -1 none */
     int failed_saves;
-    int told; /* notices of the backend */
+    int notices; /* of the backend, shown */
     bool has_figures; /* put into metrics and not flushed */
     double losses[LOSSES_MAX];
     ddpm_run_report *report;
@@ -137,22 +138,13 @@ static void fill_report(struct run *r)
             (double)((steps - 1) * r->trainer->batch) / r->trained_seconds;
 }
 
-/* What the backend has to say, once: a cache that could not be read, calls that could not be recorded. */
-static void tell_notices(struct run *r)
-{
-    const char *line;
-    while ((line = ddpm_backend_notice(r->trainer->be, r->told))) {
-        log_line(r->opts->sink, "%s", line);
-        r->told++;
-    }
-}
-
 /* `seconds` for the last n steps */
 static void show_progress(struct run *r, const ddpm_step_result *res, int n, double seconds)
 {
     char note[96];
     snprintf(note, sizeof note, "loss %.4f, %.3g img/s", res->loss,
              (double)(n * r->trainer->batch) / seconds);
+    notices_show(r->trainer->be, r->opts->sink, &r->notices);
     progress_update(&r->progress, r->trainer->step, note);
 }
 
@@ -271,7 +263,6 @@ static ddpm_status collect(struct run *r, ddpm_step_result *last)
         r->report->seconds_to_first_step = now - r->started;
     else
         r->trained_seconds += seconds;
-    tell_notices(r);
     show_progress(r, last, n, seconds);
     return DDPM_OK;
 }
@@ -358,7 +349,6 @@ static ddpm_status begin(struct run *r, ddpm_backend *be)
              o->dir, ddpm_model_parameter_total(r->trainer->model), r->first + 1, r->end,
              r->trainer->batch, format_bytes(ddpm_backend_memory(be), text, sizeof text),
              ddpm_backend_name(be));
-    tell_notices(r);
     progress_begin(&r->progress, o->sink, "train", "step", r->end, r->first);
     return DDPM_OK;
 }
@@ -376,6 +366,7 @@ static ddpm_status train(struct run *r, ddpm_backend *be, const ddpm_config *cfg
     const ddpm_status s = loop(r);
     fill_report(r);
     progress_end(&r->progress, NULL);
+    notices_show(be, r->opts->sink, &r->notices);
     if (metrics_dropped(r->metrics))
         log_line(r->opts->sink, "%" PRId64 " lines of metrics could not be written",
                  metrics_dropped(r->metrics));
