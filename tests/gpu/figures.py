@@ -95,6 +95,7 @@ def bench_cases(context, figures, kind, names, cases):
             figures["left_out"].append({"case": " ".join(map(str, case)), "why": str(e)})
             continue
         figures["rows"].append({**kept(result, names), "precision": precision_of(context, kind)})
+        figures.setdefault("notices", []).extend(row["notice"] for row in result.get("notices", []))
         figures["machine"] = result["machine"]
     if figures["left_out"]:
         raise Failed("; ".join(f"{row['case']}: {row['why']}" for row in figures["left_out"])[:400])
