@@ -95,6 +95,7 @@ def bench_cases(context, figures, kind, names, cases):
             figures["left_out"].append({"case": " ".join(map(str, case)), "why": str(e)})
             continue
         figures["rows"].append({**kept(result, names), "precision": precision_of(context, kind)})
+        figures.setdefault("notices", []).extend(row["notice"] for row in result.get("notices", []))
         figures["machine"] = result["machine"]
     if figures["left_out"]:
         raise Failed("; ".join(f"{row['case']}: {row['why']}" for row in figures["left_out"])[:400])
@@ -157,7 +158,7 @@ def ncu(context, figures):
     """The kernels of two training steps. Clocks stay as they are; each launch is run again for each group of counters."""
     program = shutil.which("ncu") or next(iter(sorted(glob.glob("/opt/nvidia/nsight-compute/*/ncu"))), "/usr/local/cuda/bin/ncu")
     command = [program, "--clock-control", "none", "--csv", "--page", "raw", "--metrics", ",".join(METRICS.values()),
-               context.program("ddpm"), "bench", "train", CIFAR, "--batch", 128, "--warmup", 0, "--repeats", 2, "--no-peak", "-q",
+               context.program("ddpm"), "bench", "train", CIFAR, "--batch", 128, "--warmup", 0, "--repeats", 2, "--no-peak", "--no-graph", "-q",
                "--device", context.options.device, *in_precision(context, "train")]
     if not os.access(program, os.X_OK):
         raise Skipped("no Nsight Compute")
