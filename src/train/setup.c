@@ -64,7 +64,7 @@ static void host_layout(ddpm_trainer *t, arena *a)
     t->host_index = arena_take(a, n * sizeof *t->host_index, ALIGN_HOST);
     t->valid_images = NULL;
     t->valid_labels = NULL;
-    if (ddpm_dataset_describe(t->data)->n_validation == 0) return;
+    if (!t->data || ddpm_dataset_describe(t->data)->n_validation == 0) return;
     t->valid_images = arena_take(a, m * (size_t)(t->h * t->w * t->c), ALIGN_HOST);
     t->valid_labels = arena_take(a, m * sizeof *t->valid_labels, ALIGN_HOST);
 }
@@ -246,7 +246,8 @@ static ddpm_status upload_constants(ddpm_trainer *t)
     return ddpm_backend_upload(t->be, t->valid_state, &zero, sizeof zero);
 }
 
-ddpm_status trainer_build(ddpm_backend *be, const ddpm_config *cfg, ddpm_trainer **out)
+/* Without data the trainer's device calls can be made, which is enough to plan them. */
+static ddpm_status build(ddpm_backend *be, const ddpm_config *cfg, bool has_data, ddpm_trainer **out)
 {
     ddpm_status s = DDPM_OK;
     *out = NULL;
@@ -260,14 +261,33 @@ ddpm_status trainer_build(ddpm_backend *be, const ddpm_config *cfg, ddpm_trainer
     TRY_GOTO(fail, ddpm_schedule_create(&t->cfg.diffusion, &t->schedule));
     TRY_GOTO(fail, ddpm_model_create(be, &t->cfg.model, &t->model));
     t->count = (ddpm_model_arena_count(t->model) + ROUND_FLOATS - 1) / ROUND_FLOATS * ROUND_FLOATS;
-    TRY_GOTO(fail, open_data(t));
-    TRY_GOTO(fail, match_data(t));
+    if (has_data) {
+        TRY_GOTO(fail, open_data(t));
+        TRY_GOTO(fail, match_data(t));
+    }
     TRY_GOTO(fail, memory_check(t));
     TRY_GOTO(fail, take_blocks(t));
     TRY_GOTO(fail, upload_constants(t));
     *out = t;
     return DDPM_OK;
 fail:
+    ddpm_trainer_free(t);
+    return s;
+}
+
+ddpm_status trainer_build(ddpm_backend *be, const ddpm_config *cfg, ddpm_trainer **out)
+{
+    return build(be, cfg, true, out);
+}
+
+ddpm_status ddpm_trainer_plan(ddpm_backend *be, const ddpm_config *cfg)
+{
+    ddpm_trainer *t;
+    ddpm_step_result r;
+    TRY(build(be, cfg, false, &t));
+    t->is_overfit = true; /* on batch 0, */
+    t->loaded = 0;        /* as if it were there */
+    const ddpm_status s = ddpm_trainer_step(t, &r);
     ddpm_trainer_free(t);
     return s;
 }
