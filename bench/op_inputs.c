@@ -199,6 +199,11 @@ double *op_take_sum(op_bench *b)
     return take_block(b, sizeof(double), OP_F64);
 }
 
+void *op_take_bits(op_bench *b, size_t bytes)
+{
+    return take_block(b, bytes, OP_BITS);
+}
+
 int32_t *op_take_ints(op_bench *b, int64_t n, int32_t value)
 {
     int32_t *host = host_block(b, (size_t)n, sizeof *host);

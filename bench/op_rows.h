@@ -52,6 +52,8 @@ ddpm_tensor op_take_u8(op_bench *b, int64_t n, int64_t h, int64_t w, int64_t c);
 /* f32 [n], zeros; one f64, zero. */
 ddpm_tensor op_take_zeros(op_bench *b, int64_t n);
 double *op_take_sum(op_bench *b);
+/* Zero bytes that are compared as bits. */
+void *op_take_bits(op_bench *b, size_t bytes);
 /* i32 [n], all `value`; u64 [n] 0..n-1; the state of a first step. */
 int32_t *op_take_ints(op_bench *b, int64_t n, int32_t value);
 uint64_t *op_take_indices(op_bench *b, int64_t n);

@@ -4,7 +4,7 @@
  * The steps are algorithm 1 from our ops in the trainer's order; x0, t and eps come from the file.
  */
 #include "golden_check.h"
-#include "rates.h"
+#include "step_rates.h"
 
 #include <math.h>
 
@@ -12,7 +12,8 @@ struct trace {
     ddpm_model *model;
     ddpm_schedule *schedule;
     int64_t steps, n;
-    ddpm_train_config rates;
+    struct step_rates rates;
+    double adam_eps, weight_decay, clip_norm;
     float *p, *g, *m, *v, *average; /* device, ddpm_model_arena_count elements */
     float *q_rows, *target_rows;    /* device */
     uint8_t *pixels;                /* host [steps,n,H,W,C] */
@@ -29,16 +30,16 @@ static ddpm_status trace_setting(golden *g, struct trace *r)
     int64_t T;
     TRY(golden_case_int(g, "steps", &r->steps));
     TRY(golden_case_int(g, "T", &T));
-    ddpm_train_config *c = &r->rates;
+    struct step_rates *c = &r->rates;
     TRY(golden_case_real(g, "lr", &c->lr));
     TRY(golden_case_int(g, "warmup", &c->warmup));
     TRY(golden_case_real(g, "beta1", &c->beta1));
     TRY(golden_case_real(g, "beta2", &c->beta2));
-    TRY(golden_case_real(g, "adam_eps", &c->adam_eps));
-    TRY(golden_case_real(g, "wd", &c->weight_decay));
-    TRY(golden_case_real(g, "clip", &c->clip_norm));
-    TRY(golden_case_real(g, "ema", &c->ema.v[0]));
-    c->ema.n = 1;
+    TRY(golden_case_real(g, "adam_eps", &r->adam_eps));
+    TRY(golden_case_real(g, "wd", &r->weight_decay));
+    TRY(golden_case_real(g, "clip", &r->clip_norm));
+    TRY(golden_case_real(g, "ema", &c->ema[0]));
+    c->n_ema = 1;
     c->steps = r->steps;
     REQUIRE(r->steps > 0 && r->steps <= 10000, FORMAT, "%s: %lld steps", g->path,
             (long long)r->steps);
@@ -124,7 +125,7 @@ static ddpm_status trace_reserve(golden *g, struct trace *r)
 static ddpm_status trace_upload(golden *g, struct trace *r, int64_t step)
 {
     const int64_t size = ddpm_tensor_count(&r->xt);
-    struct step_state state = rate_state(&r->rates, step, step, step);
+    struct step_state state = step_state_at(&r->rates, step, step);
     state.lr = (float)r->lr[step];
     float *eps, *told;
     int32_t *t;
@@ -181,9 +182,9 @@ static ddpm_status trace_step(golden *g, struct trace *r, int64_t step)
                                                      .n_ema = 1,
                                                      .beta1 = (float)r->rates.beta1,
                                                      .beta2 = (float)r->rates.beta2,
-                                                     .eps = (float)r->rates.adam_eps,
-                                                     .weight_decay = (float)r->rates.weight_decay,
-                                                     .clip_norm = (float)r->rates.clip_norm,
+                                                     .eps = (float)r->adam_eps,
+                                                     .weight_decay = (float)r->weight_decay,
+                                                     .clip_norm = (float)r->clip_norm,
                                                      .sum = r->sum.data,
                                                      .state = r->state});
 }
@@ -197,7 +198,7 @@ static ddpm_status compare_rates(golden *g, const struct trace *r)
     if (first != 1) return DDPM_OK;
     TRY(golden_host(g, (size_t)r->steps * sizeof *lr, &lr));
     for (int64_t i = 0; i < r->steps; i++)
-        lr[i] = rate_lr(&r->rates, i);
+        lr[i] = step_lr(&r->rates, i);
     return golden_compare_f64(g, "out.lr", lr, r->steps, 1e-12);
 }
 

@@ -27,20 +27,32 @@ void ddpm_trainer_free(ddpm_trainer *t); /* accepts NULL */
 ddpm_status ddpm_trainer_plan(ddpm_backend *be, const ddpm_config *cfg);
 
 typedef struct {
-    double loss;        /* mean over the batch */
-    double quartile[4]; /* mean loss by quartile of t; NaN where the batch had none */
-    double grad_norm;   /* before clipping */
+    int64_t step;              /* its number, from 1 */
+    double loss;               /* mean over the batch */
+    double quartile_sum[4];    /* of the losses by quartile of t, */
+    int64_t quartile_count[4]; /* and of how many images */
+    double grad_norm;          /* before clipping */
     double lr;
-    bool skipped; /* non-finite gradient: weights and moments untouched */
+    bool skipped;           /* non-finite gradient or loss: weights and moments untouched */
+    int64_t skipped_in_row; /* up to this one */
 } ddpm_step_result;
 
 /* One step of algorithm 1 on batch `step` of the stream: micro-batches, clip, AdamW, EMAs. NUMERIC
- * after train.max_skipped skipped steps in a row. */
+ * after train.max_skipped skipped steps in a row. Queue and collect in one; no step may be pending. */
 ddpm_status ddpm_trainer_step(ddpm_trainer *t, ddpm_step_result *out);
+/* The same without waiting for the device: its figures lie there until they are collected. At most
+ * DDPM_STEPS_PENDING may be pending: ARG. */
+enum { DDPM_STEPS_PENDING = 256 };
+ddpm_status ddpm_trainer_queue(ddpm_trainer *t);
+int ddpm_trainer_pending(const ddpm_trainer *t);
+/* Waits for the pending steps and gives their figures in order: out [DDPM_STEPS_PENDING], n of them.
+ * NUMERIC as ddpm_trainer_step, once one of them was one too many; the figures are there all the
+ * same. */
+ddpm_status ddpm_trainer_collect(ddpm_trainer *t, ddpm_step_result *out, int *n);
 /* Every step from now on uses batch 0 with t and eps of step 0: the loss must fall to nearly
  * nothing. */
 void ddpm_trainer_overfit(ddpm_trainer *t, bool on);
-int64_t ddpm_trainer_step_number(const ddpm_trainer *t); /* steps done */
+int64_t ddpm_trainer_step_number(const ddpm_trainer *t); /* steps queued */
 ddpm_model *ddpm_trainer_model(ddpm_trainer *t);         /* borrowed */
 /* Mean loss on the validation images by fixed t and eps, with weights -1 (raw) or EMA k. NaN
  * without validation images. */

@@ -36,12 +36,12 @@
         X(attention) X(attention_bwd) X(softmax) X(softmax_bwd) X(silu) X(silu_bwd) X(upsample2)   \
             X(upsample2_bwd) X(avgpool2) X(avgpool2_bwd) X(time_embedding) X(embedding)            \
                 X(embedding_bwd) X(add) X(gaussian) X(q_sample) X(diffusion_loss) X(reverse_step)  \
-                    X(sum_squares) X(adamw) X(to_u8)
+                    X(sum_squares) X(adamw) X(to_u8) X(open_step) X(close_step)
 
 #define OPS_EMA_MAX 4
 
 /* What changes from step to step. It lives in device memory, so that a captured graph can be
- * replayed; the host uploads it before each step. */
+ * replayed; open_step writes it in training, the host or open_sample in sampling. */
 struct step_state {
     uint64_t seed;
     uint32_t step;      /* training step, or sampler step counted down: S .. 1 */
@@ -352,6 +352,69 @@ struct adamw_args {
 struct to_u8_args {
     const ddpm_tensor *x;
     ddpm_tensor *y;
+};
+
+/* ---- a training step without the host (equations: step_rates.h) ---- */
+
+/* How the numbers of a step follow from its counters. Constant over a run, passed by value. */
+struct step_rates {
+    double lr, beta1, beta2, ema[OPS_EMA_MAX]; /* the first n_ema */
+    int64_t warmup, steps;                     /* of the learning rate's schedule */
+    uint64_t seed;
+    int32_t decay; /* enum ddpm_lr_decay */
+    int32_t n_ema;
+    int32_t is_ema_warm;  /* the averages' rates begin lower */
+    int32_t is_key_fixed; /* times and noise are those of step 0 every time */
+};
+
+/* Counters of a run, in device memory. */
+struct step_counters {
+    int64_t step;           /* steps done, skipped ones included */
+    int64_t updates;        /* steps that changed the weights */
+    int64_t skipped_in_row; /* up to now */
+};
+
+/* What a step leaves for the host to read later. */
+struct step_figures {
+    struct step_counters after; /* after.step: this step's number, from 1 */
+    double loss;                /* mean over the batch */
+    double quartile_sum[4];     /* of the losses of the images whose t lies in each quarter of 1 .. T */
+    int64_t quartile_count[4];
+    double sum; /* of squares of the gradient, before clipping */
+    float lr;
+    int32_t is_skipped;
+};
+
+/* The beginning of the step after counters->step steps: *state from the rates; for each image of
+ * the batch its time, keyed (seed, PHILOX_T, state->step, index[n]):
+ *   t      i32 device [N] written, uniform in 1..T
+ *   time   f32 [N] written: model_time[t], what the network is told
+ *   model_time   f32 device [T+1]
+ *   index, counters, state   device */
+struct open_step_args {
+    struct step_rates rates;
+    const struct step_counters *counters;
+    const float *model_time;
+    const uint64_t *index;
+    int32_t T; /* at least 1 */
+    struct step_state *state;
+    int32_t *t;
+    ddpm_tensor *time;
+};
+
+/* The end of the step whose losses and gradients are there, before adamw: its figures to
+ * ring[counters->step % slots], and the counters moved on. A step whose sum or mean loss is not
+ * finite is skipped: a finite *sum becomes NaN, so that adamw skips too, and updates stays.
+ *   loss   f32 [N], added up in double in the order of n; t i32 device [N], quarter (t-1) * 4 / T
+ *   sum    f64 device, of sum_squares over the gradient; ring device [slots] */
+struct close_step_args {
+    const ddpm_tensor *loss;
+    const int32_t *t;
+    int32_t T, slots; /* at least 1 */
+    const struct step_state *state;
+    double *sum;
+    struct step_counters *counters;
+    struct step_figures *ring;
 };
 
 struct ops {

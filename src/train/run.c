@@ -40,6 +40,7 @@ struct run {
     progress progress;
     struct window window;
     double started, trained_seconds; /* of all steps but the first, which builds things */
+    double collected_at;             /* when the first of the pending steps was begun */
     int64_t first, end, saved;       /* steps; saved: -1 none */
     int failed_saves;
     bool has_figures; /* put into metrics and not flushed */
@@ -73,18 +74,17 @@ static ddpm_status set_newest(struct run *r, const char *path)
 
 /* ---- figures ---- */
 
-static void window_add(struct run *r, const ddpm_step_result *res, double seconds)
+static void window_add(struct run *r, const ddpm_step_result *res)
 {
     struct window *w = &r->window;
     w->steps++;
-    w->seconds += seconds;
     if (res->skipped) return;
     w->finite++;
     w->loss += res->loss;
     w->grad_norm += res->grad_norm;
     for (int q = 0; q < 4; q++) {
-        w->quartile_sum[q] += r->trainer->quartile_sum[q];
-        w->quartile_count[q] += r->trainer->quartile_count[q];
+        w->quartile_sum[q] += res->quartile_sum[q];
+        w->quartile_count[q] += res->quartile_count[q];
     }
 }
 
@@ -136,11 +136,12 @@ static void fill_report(struct run *r)
             (double)((steps - 1) * r->trainer->batch) / r->trained_seconds;
 }
 
-static void show_progress(struct run *r, const ddpm_step_result *res, double seconds)
+/* `seconds` for the last n steps */
+static void show_progress(struct run *r, const ddpm_step_result *res, int n, double seconds)
 {
     char note[96];
     snprintf(note, sizeof note, "loss %.4f, %.3g img/s", res->loss,
-             (double)r->trainer->batch / seconds);
+             (double)(n * r->trainer->batch) / seconds);
     progress_update(&r->progress, r->trainer->step, note);
 }
 
@@ -205,11 +206,6 @@ static ddpm_status between_steps(struct run *r, const ddpm_step_result *res)
 {
     const ddpm_train_config *c = &r->cfg.train;
     const int64_t step = r->trainer->step;
-    if (res->skipped)
-        log_line(r->opts->sink,
-                 "step %" PRId64 " skipped: loss %g, gradient norm %g; %" PRId64 " of %" PRId64
-                 " in a row",
-                 step, res->loss, res->grad_norm, r->trainer->skipped_in_row, c->max_skipped);
     if (is_due(step, c->log_every) || step == r->end) put_window(r, res->lr);
     if (is_due(step, c->validate_every)) TRY(validate(r));
     if (r->has_figures) metrics_flush(r->metrics, step);
@@ -224,20 +220,58 @@ static ddpm_status between_steps(struct run *r, const ddpm_step_result *res)
 
 /* ---- the loop ---- */
 
-static ddpm_status one_step(struct run *r)
+/* Figures wait on the device for as long as nobody needs them. A device that trains beside this
+ * thread is looked at once a second at least, for the progress and to notice skipped steps. */
+static bool must_collect(const struct run *r)
 {
-    ddpm_step_result res;
-    const double start = monotonic_seconds();
-    TRY(ddpm_trainer_step(r->trainer, &res));
-    const double now = monotonic_seconds();
-    if (r->trainer->step == r->first + 1)
+    const ddpm_train_config *c = &r->cfg.train;
+    const int64_t step = r->trainer->step;
+    return ddpm_backend_is_cpu(r->trainer->be) || step == r->first + 1 || step == r->end ||
+           is_due(step, c->log_every) || is_due(step, c->validate_every) ||
+           is_due(step, c->preview_every) || is_due(step, c->save_every) || is_stopped(r) ||
+           is_out_of_time(r) || ddpm_trainer_pending(r->trainer) == DDPM_STEPS_PENDING ||
+           monotonic_seconds() - r->collected_at >= 1;
+}
+
+static void take_figures(struct run *r, const ddpm_step_result *res)
+{
+    r->losses[(res->step - 1) % LOSSES_MAX] = res->skipped ? NAN : res->loss;
+    window_add(r, res);
+    if (res->skipped)
+        log_line(r->opts->sink,
+                 "step %" PRId64 " skipped: loss %g, gradient norm %g; %" PRId64 " of %" PRId64
+                 " in a row",
+                 res->step, res->loss, res->grad_norm, res->skipped_in_row,
+                 r->cfg.train.max_skipped);
+}
+
+/* Waits for the steps that are queued and takes their figures; *last those of the newest. */
+static ddpm_status collect(struct run *r, ddpm_step_result *last)
+{
+    ddpm_step_result *results = r->trainer->results;
+    int n;
+    TRY(ddpm_trainer_collect(r->trainer, results, &n));
+    const double now = monotonic_seconds(), seconds = now - r->collected_at;
+    for (int i = 0; i < n; i++)
+        take_figures(r, &results[i]);
+    *last = results[n - 1];
+    r->window.seconds += seconds;
+    if (results[0].step == r->first + 1)
         r->report->seconds_to_first_step = now - r->started;
     else
-        r->trained_seconds += now - start;
-    r->losses[(r->trainer->step - 1) % LOSSES_MAX] = res.skipped ? NAN : res.loss;
-    window_add(r, &res, now - start);
-    show_progress(r, &res, now - start);
-    return between_steps(r, &res);
+        r->trained_seconds += seconds;
+    show_progress(r, last, n, seconds);
+    return DDPM_OK;
+}
+
+static ddpm_status one_step(struct run *r)
+{
+    ddpm_step_result last;
+    if (ddpm_trainer_pending(r->trainer) == 0) r->collected_at = monotonic_seconds();
+    TRY(ddpm_trainer_queue(r->trainer));
+    if (!must_collect(r)) return DDPM_OK;
+    TRY(collect(r, &last));
+    return between_steps(r, &last);
 }
 
 static ddpm_status loop(struct run *r)
@@ -246,6 +280,8 @@ static ddpm_status loop(struct run *r)
         TRY(one_step(r));
         const bool stopped = is_stopped(r);
         if ((!stopped && !is_out_of_time(r)) || r->trainer->step == r->end) continue;
+        ddpm_step_result last;
+        if (ddpm_trainer_pending(r->trainer)) TRY(collect(r, &last));
         if (r->saved != r->trainer->step) TRY(save(r, true));
         return FAIL(STOPPED, "%s: stopped %s at step %" PRId64 " of %" PRId64, r->folder.dir,
                     stopped ? "by a signal" : "at the time limit", r->trainer->step, r->end);

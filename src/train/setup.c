@@ -11,7 +11,6 @@
 #include "fail.h"
 #include "memory.h"
 #include "progress.h"
-#include "rates.h"
 
 #include <inttypes.h>
 #include <stdio.h>
@@ -46,8 +45,11 @@ static void batch_layout(ddpm_trainer *t, arena *a, int64_t micro_batch)
     t->loss = arena_take(a, n * sizeof *t->loss, ALIGN_DEVICE);
     t->valid_index = arena_take(a, m * sizeof *t->valid_index, ALIGN_DEVICE);
     t->q_rows = arena_take(a, 2 * rows * sizeof(float), ALIGN_DEVICE);
+    t->model_time = arena_take(a, rows * sizeof(float), ALIGN_DEVICE);
     t->target_rows = arena_take(a, 2 * rows * sizeof(float), ALIGN_DEVICE);
     t->sum = arena_take(a, sizeof *t->sum, ALIGN_DEVICE);
+    t->counters = arena_take(a, sizeof *t->counters, ALIGN_DEVICE);
+    t->ring = arena_take(a, DDPM_STEPS_PENDING * sizeof *t->ring, ALIGN_DEVICE);
     t->state = arena_take(a, sizeof *t->state, ALIGN_DEVICE);
     t->valid_state = arena_take(a, sizeof *t->valid_state, ALIGN_DEVICE);
     t->xt = arena_take(a, m * image * sizeof(float), ALIGN_DEVICE);
@@ -62,6 +64,8 @@ static void host_layout(ddpm_trainer *t, arena *a)
     t->host_time = arena_take(a, n * sizeof *t->host_time, ALIGN_HOST);
     t->host_loss = arena_take(a, n * sizeof *t->host_loss, ALIGN_HOST);
     t->host_index = arena_take(a, n * sizeof *t->host_index, ALIGN_HOST);
+    t->host_ring = arena_take(a, DDPM_STEPS_PENDING * sizeof *t->host_ring, ALIGN_HOST);
+    t->results = arena_take(a, DDPM_STEPS_PENDING * sizeof *t->results, ALIGN_HOST);
     t->valid_images = NULL;
     t->valid_labels = NULL;
     if (!t->data || ddpm_dataset_describe(t->data)->n_validation == 0) return;
@@ -236,6 +240,9 @@ static ddpm_status upload_constants(ddpm_trainer *t)
     ddpm_status s = ddpm_backend_upload(t->be, t->q_rows, rows, bytes);
     ddpm_schedule_target_rows(t->schedule, t->cfg.diffusion.objective, rows);
     if (!s) s = ddpm_backend_upload(t->be, t->target_rows, rows, bytes);
+    for (size_t i = 0; i < n / 2; i++)
+        rows[i] = (float)t->schedule->model_time[i];
+    if (!s) s = ddpm_backend_upload(t->be, t->model_time, rows, bytes / 2);
     free(rows);
     TRY(s);
 

@@ -39,11 +39,11 @@ static ddpm_status require_finite(ddpm_trainer *t)
     return DDPM_OK;
 }
 
-static checkpoint_counters counters_of(const ddpm_trainer *t)
+static checkpoint_counters counters_of(const ddpm_trainer *t, const struct step_counters *counts)
 {
-    checkpoint_counters c = {.step = t->step,
-                             .updates = t->updates,
-                             .skipped_in_row = t->skipped_in_row,
+    checkpoint_counters c = {.step = counts->step,
+                             .updates = counts->updates,
+                             .skipped_in_row = counts->skipped_in_row,
                              .seed = (uint64_t)t->cfg.train.seed,
                              .n_ema = t->n_ema};
     snprintf(c.dataset, sizeof c.dataset, "%s", ddpm_dataset_describe(t->data)->source_hash);
@@ -56,8 +56,10 @@ ddpm_status ddpm_trainer_save(ddpm_trainer *t, const char *path)
 {
     const float *arrays[FAMILIES_MAX];
     const int n = families(t, arrays);
-    const checkpoint_counters counters = counters_of(t);
+    struct step_counters counts;
     TRY(require_finite(t));
+    TRY(trainer_counters(t, &counts));
+    const checkpoint_counters counters = counters_of(t, &counts);
     TRY(ddpm_backend_sync(t->be)); /* a fault that arrived late must not be saved */
     if (ddpm_backend_is_cpu(t->be))
         return checkpoint_write(path, &t->cfg, &counters, t->model, arrays);
@@ -153,9 +155,9 @@ ddpm_status ddpm_trainer_load(ddpm_trainer *t, const char *path)
     for (int k = 0; k < t->n_ema; k++)
         TRY_GOTO(done, read_ema(t, f, &c, k));
     TRY_GOTO(done, ddpm_backend_zero(t->be, t->g, (size_t)t->count * sizeof(float)));
-    t->step = c.step;
-    t->updates = c.updates;
-    t->skipped_in_row = c.skipped_in_row;
+    TRY_GOTO(done, trainer_set_counters(t, &(struct step_counters){.step = c.step,
+                                                                    .updates = c.updates,
+                                                                    .skipped_in_row = c.skipped_in_row}));
     t->loaded = -1;
 done:
     st_close(f);

@@ -1,12 +1,15 @@
 /* trainer.c - one step of training: algorithm 1 of DDPM (Ho 2020), in the paper's order.
  *
  *   2  x0 ~ q(x0)                     load_batch: the next images of the stream, as bytes
- *   3  t ~ Uniform({1..T})            draw_times
+ *   3  t ~ Uniform({1..T})            open_step
  *   4  eps ~ N(0, I)                  drawn inside q_sample and the loss, never stored
  *   5  gradient step on               trainer_pass, micro-batch by micro-batch: x_t, the network,
  * loss and
  *      ||eps - eps_theta(x_t, t)||^2  gradient; then clip, AdamW and EMAs in one pass over the
  * weights
+ *
+ * Counters, rates and the decision to skip live on the device, so that a step is queued without
+ * waiting for the one before; its figures wait in a ring there until they are collected.
  *
  * Everything random is keyed by (seed, step, position in the global batch), and each image's
  * gradient is scaled by 1 / batch, so that cutting the batch into micro-batches changes nothing but
@@ -38,20 +41,6 @@ static ddpm_status load_batch(ddpm_trainer *t, int64_t key)
     }
     t->loaded = key;
     return DDPM_OK;
-}
-
-static ddpm_status draw_times(ddpm_trainer *t, int64_t key)
-{
-    const uint32_t T = (uint32_t)t->schedule->T;
-    for (int64_t i = 0; i < t->batch; i++) {
-        const philox4 r =
-            philox_draw((uint64_t)t->cfg.train.seed, PHILOX_T, (uint32_t)key, (uint64_t)i, 0);
-        t->host_t[i] = 1 + (int32_t)philox_below(r.v[0], T);
-        t->host_time[i] = (float)t->schedule->model_time[t->host_t[i]];
-    }
-    const size_t n = (size_t)t->batch;
-    TRY(ddpm_backend_upload(t->be, t->t, t->host_t, n * sizeof *t->t));
-    return ddpm_backend_upload(t->be, t->time, t->host_time, n * sizeof *t->time);
 }
 
 ddpm_status trainer_pass(ddpm_trainer *t, const struct loss_pass *pass, int64_t first, int64_t n)
@@ -96,51 +85,44 @@ ddpm_status trainer_pass(ddpm_trainer *t, const struct loss_pass *pass, int64_t 
     return pass->is_training ? ddpm_model_backward(t->model, &forward, &out, NULL) : DDPM_OK;
 }
 
-int trainer_quartile(int t, int T)
+/* t of every image, and the numbers of the step: from the counters on the device. */
+static ddpm_status open_step(ddpm_trainer *t)
 {
-    return (int)(4 * (int64_t)(t - 1) / T);
+    ddpm_tensor time = ddpm_tensor_1d(t->time, t->batch);
+    struct step_rates rates = rates_of(&t->cfg.train);
+    rates.is_key_fixed = t->is_overfit;
+    return t->ops->open_step(t->be, &(struct open_step_args){.rates = rates,
+                                                             .counters = t->counters,
+                                                             .model_time = t->model_time,
+                                                             .index = t->index,
+                                                             .T = t->schedule->T,
+                                                             .state = t->state,
+                                                             .t = t->t,
+                                                             .time = &time});
 }
 
-/* Mean loss, of all and by quartile of t; added up in double in the order of the batch. */
-static ddpm_status read_losses(ddpm_trainer *t, ddpm_step_result *r)
+/* Figures and counters; whether the step is skipped is decided here, from loss and gradient. */
+static ddpm_status close_step(ddpm_trainer *t)
 {
-    TRY(ddpm_backend_download(t->be, t->host_loss, t->loss, (size_t)t->batch * sizeof *t->loss));
-    double sum = 0;
-    for (int q = 0; q < 4; q++) {
-        t->quartile_sum[q] = 0;
-        t->quartile_count[q] = 0;
-    }
-    for (int64_t i = 0; i < t->batch; i++) {
-        const int q = trainer_quartile(t->host_t[i], t->schedule->T);
-        t->quartile_sum[q] += t->host_loss[i];
-        t->quartile_count[q]++;
-        sum += t->host_loss[i];
-    }
-    r->loss = sum / (double)t->batch;
-    for (int q = 0; q < 4; q++)
-        r->quartile[q] =
-            t->quartile_count[q] ? t->quartile_sum[q] / (double)t->quartile_count[q] : NAN;
-    return DDPM_OK;
+    const ddpm_tensor g = ddpm_tensor_1d(t->g, t->count), loss = ddpm_tensor_1d(t->loss, t->batch);
+    TRY(t->ops->sum_squares(t->be, &(struct sum_squares_args){.x = &g, .sum = t->sum}));
+    return t->ops->close_step(t->be, &(struct close_step_args){.loss = &loss,
+                                                               .t = t->t,
+                                                               .T = t->schedule->T,
+                                                               .slots = DDPM_STEPS_PENDING,
+                                                               .state = t->state,
+                                                               .sum = t->sum,
+                                                               .counters = t->counters,
+                                                               .ring = t->ring});
 }
 
-/* Clip, AdamW, EMAs, g = 0. The op skips where the sum is not finite; a loss that is not finite
- * must skip too, even where its gradient is, so it is written into the sum. */
-static ddpm_status update_weights(ddpm_trainer *t, ddpm_step_result *r)
+/* Clip, AdamW, EMAs, g = 0; of a skipped step g = 0 alone. */
+static ddpm_status update_weights(ddpm_trainer *t)
 {
     const ddpm_train_config *c = &t->cfg.train;
     ddpm_tensor p = ddpm_tensor_1d(t->p, t->count), g = ddpm_tensor_1d(t->g, t->count);
     ddpm_tensor m = ddpm_tensor_1d(t->m, t->count), v = ddpm_tensor_1d(t->v, t->count);
     ddpm_tensor ema[OPS_EMA_MAX];
-    double sum;
-    TRY(t->ops->sum_squares(t->be, &(struct sum_squares_args){.x = &g, .sum = t->sum}));
-    TRY(ddpm_backend_download(t->be, &sum, t->sum, sizeof sum));
-    if (!isfinite(r->loss) && isfinite(sum)) {
-        sum = NAN;
-        TRY(ddpm_backend_upload(t->be, t->sum, &sum, sizeof sum));
-    }
-    r->grad_norm = sqrt(sum);
-    r->skipped = !isfinite(sum);
-
     struct adamw_args a = {.p = &p,
                            .g = &g,
                            .m = &m,
@@ -160,16 +142,10 @@ static ddpm_status update_weights(ddpm_trainer *t, ddpm_step_result *r)
     return t->ops->adamw(t->be, &a);
 }
 
-ddpm_status ddpm_trainer_step(ddpm_trainer *t, ddpm_step_result *out)
+/* All calls of a step whose batch lies on the device. */
+static ddpm_status step_calls(ddpm_trainer *t)
 {
-    const ddpm_train_config *c = &t->cfg.train;
-    const int64_t key = t->is_overfit ? 0 : t->step;
-    const struct step_state state = rate_state(c, key, t->step, t->updates);
-    ddpm_step_result r = {.lr = state.lr};
-
-    TRY(load_batch(t, key));
-    TRY(draw_times(t, key));
-    TRY(ddpm_backend_upload(t->be, t->state, &state, sizeof state));
+    TRY(open_step(t));
     for (int64_t i = 0; i < t->batch; i += t->micro_batch) {
         const int64_t left = t->batch - i;
         const struct loss_pass pass = {.state = t->state,
@@ -179,16 +155,94 @@ ddpm_status ddpm_trainer_step(ddpm_trainer *t, ddpm_step_result *out)
                                        .is_training = true};
         TRY(trainer_pass(t, &pass, i, left < t->micro_batch ? left : t->micro_batch));
     }
-    TRY(read_losses(t, &r));
-    TRY(update_weights(t, &r));
+    TRY(close_step(t));
+    return update_weights(t);
+}
 
+/* ---- steps and their figures ---- */
+
+int ddpm_trainer_pending(const ddpm_trainer *t)
+{
+    return (int)(t->step - t->collected);
+}
+
+ddpm_status ddpm_trainer_queue(ddpm_trainer *t)
+{
+    REQUIRE(ddpm_trainer_pending(t) < DDPM_STEPS_PENDING, ARG,
+            "trainer: %d steps are pending; collect their figures first", DDPM_STEPS_PENDING);
+    TRY(load_batch(t, t->is_overfit ? 0 : t->step));
+    TRY(step_calls(t));
     t->step++;
-    t->updates += !r.skipped;
-    t->skipped_in_row = r.skipped ? t->skipped_in_row + 1 : 0;
-    REQUIRE(t->skipped_in_row < c->max_skipped, NUMERIC,
+    return DDPM_OK;
+}
+
+static ddpm_step_result result_of(const struct step_figures *f)
+{
+    ddpm_step_result r = {.step = f->after.step,
+                          .loss = f->loss,
+                          .grad_norm = sqrt(f->sum),
+                          .lr = f->lr,
+                          .skipped = f->is_skipped,
+                          .skipped_in_row = f->after.skipped_in_row};
+    for (int q = 0; q < 4; q++) {
+        r.quartile_sum[q] = f->quartile_sum[q];
+        r.quartile_count[q] = f->quartile_count[q];
+    }
+    return r;
+}
+
+/* Waits, and fills host_ring with the pending steps' figures, slot by slot as on the device. */
+static ddpm_status read_ring(ddpm_trainer *t)
+{
+    const int64_t first = t->collected % DDPM_STEPS_PENDING, n = ddpm_trainer_pending(t);
+    const int64_t wrapped = first + n > DDPM_STEPS_PENDING ? first + n - DDPM_STEPS_PENDING : 0;
+    const size_t unit = sizeof *t->ring;
+    if (wrapped) TRY(ddpm_backend_download(t->be, t->host_ring, t->ring, (size_t)wrapped * unit));
+    return ddpm_backend_download(t->be, t->host_ring + first, t->ring + first,
+                                 (size_t)(n - wrapped) * unit);
+}
+
+ddpm_status ddpm_trainer_collect(ddpm_trainer *t, ddpm_step_result *out, int *n)
+{
+    const ddpm_step_result *fatal = NULL;
+    *n = 0;
+    TRY(read_ring(t));
+    for (; t->collected < t->step; t->collected++) {
+        const struct step_figures *f = &t->host_ring[t->collected % DDPM_STEPS_PENDING];
+        ddpm_step_result *r = &out[(*n)++];
+        *r = result_of(f);
+        t->updates = f->after.updates;
+        t->skipped_in_row = f->after.skipped_in_row;
+        if (!fatal && r->skipped_in_row >= t->cfg.train.max_skipped) fatal = r;
+    }
+    REQUIRE(!fatal, NUMERIC,
             "step %" PRId64 ": loss %g, gradient norm %g: not finite for %" PRId64
             " steps in a row; lower train.lr or train.clip_norm",
-            t->step, r.loss, r.grad_norm, t->skipped_in_row);
-    *out = r;
+            fatal->step, fatal->loss, fatal->grad_norm, fatal->skipped_in_row);
+    return DDPM_OK;
+}
+
+ddpm_status ddpm_trainer_step(ddpm_trainer *t, ddpm_step_result *out)
+{
+    int n;
+    REQUIRE(ddpm_trainer_pending(t) == 0, ARG,
+            "trainer: %d steps are pending; collect their figures first", ddpm_trainer_pending(t));
+    TRY(ddpm_trainer_queue(t));
+    TRY(ddpm_trainer_collect(t, t->results, &n));
+    *out = t->results[0];
+    return DDPM_OK;
+}
+
+ddpm_status trainer_counters(ddpm_trainer *t, struct step_counters *out)
+{
+    return ddpm_backend_download(t->be, out, t->counters, sizeof *out);
+}
+
+ddpm_status trainer_set_counters(ddpm_trainer *t, const struct step_counters *c)
+{
+    TRY(ddpm_backend_upload(t->be, t->counters, c, sizeof *c));
+    t->step = t->collected = c->step;
+    t->updates = c->updates;
+    t->skipped_in_row = c->skipped_in_row;
     return DDPM_OK;
 }

@@ -35,13 +35,16 @@ struct ddpm_trainer {
     uint8_t *images;             /* [batch,h,w,c] as the pack has them */
     uint8_t *flip;               /* [batch] */
     int32_t *label;              /* [batch]; NULL for an unconditional model */
-    int32_t *t;                  /* [batch] 1..T */
+    int32_t *t;                  /* [batch] 1..T, drawn by open_step */
     float *time;                 /* [batch] what the network is told: t - 1 */
     uint64_t *index;             /* [batch] 0, 1, ...: position in the global batch */
     float *loss;                 /* [batch] */
     float *xt, *out;             /* [micro_batch,h,w,c]; out becomes its own gradient */
     float *q_rows, *target_rows; /* [T+1,2] of diffusion.h */
+    float *model_time;           /* [T+1] */
     double *sum;                 /* squares of the gradient, or of the weights */
+    struct step_counters *counters;
+    struct step_figures *ring; /* [DDPM_STEPS_PENDING] of the steps that are pending */
     struct step_state *state, *valid_state;
     uint64_t *valid_index; /* [micro_batch] which validation image */
 
@@ -49,17 +52,18 @@ struct ddpm_trainer {
     void *host_block;
     int32_t *host_label, *host_t;
     float *host_time, *host_loss;
+    struct step_figures *host_ring; /* [DDPM_STEPS_PENDING] */
+    ddpm_step_result *results;      /* [DDPM_STEPS_PENDING], of the last collection */
     uint8_t *valid_images; /* [micro_batch,h,w,c]; NULL without validation images */
     int64_t *valid_labels; /* [micro_batch] */
     uint64_t *host_index;  /* [batch] */
 
-    /* Counters: all that a checkpoint has beside the arrays. */
-    int64_t step, updates, skipped_in_row;
+    /* The counters on the device are those that count. Here: steps queued; and of the last step
+     * collected its number, updates and skipped steps in a row. */
+    int64_t step, collected, updates, skipped_in_row;
 
     bool is_overfit;
-    int64_t loaded;         /* the step whose batch lies on the device; -1: none */
-    double quartile_sum[4]; /* of the last step */
-    int64_t quartile_count[4];
+    int64_t loaded; /* the step whose batch lies on the device; -1: none */
 };
 
 /* All of ddpm_trainer_create but the initial weights: a run that resumes has no use for them. */
@@ -77,8 +81,9 @@ struct loss_pass {
 /* Images first .. first+n-1 of the batch on the device, n <= micro_batch: q_sample, the network,
  * the loss of each into t->loss; when training, also the backward pass, which adds to g. */
 ddpm_status trainer_pass(ddpm_trainer *t, const struct loss_pass *pass, int64_t first, int64_t n);
-/* t is 1..T: 0..3. */
-int trainer_quartile(int t, int T);
+/* What the device has counted when all that is queued is done; and back, with nothing pending. */
+ddpm_status trainer_counters(ddpm_trainer *t, struct step_counters *out);
+ddpm_status trainer_set_counters(ddpm_trainer *t, const struct step_counters *c);
 
 /* ---- previews (preview.c) ---- */
 struct preview;

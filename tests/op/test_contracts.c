@@ -249,6 +249,8 @@ static void missing_pointers(void **state)
         {check_sum_squares, &(struct sum_squares_args){.x = &flat}, "sum is missing"},
         {check_adamw, &(struct adamw_args){.p = &sums, .g = &sums, .m = &sums, .v = &sums},
          "state is missing"},
+        {check_open_step, &(struct open_step_args){.T = 1, .time = &sums}, "index, state or t is missing"},
+        {check_close_step, &(struct close_step_args){.T = 1, .slots = 1, .loss = &flat}, "counters or ring is missing"},
     };
     for (size_t i = 0; i < sizeof rows_of / sizeof *rows_of; i++) {
         assert_ok(rows_of[i].call(&(ddpm_backend){.is_measuring = true}, rows_of[i].args));

@@ -2,8 +2,22 @@
 #include "support.h"
 
 #include "rates.h"
+#include "step_rates.h"
 
 #include <math.h>
+
+static double rate_lr(const ddpm_train_config *c, int64_t step)
+{
+    const struct step_rates r = rates_of(c);
+    return step_lr(&r, step);
+}
+
+static double rate_ema(double rate, bool warmup, int64_t updates)
+{
+    const ddpm_train_config c = {.ema = {.n = 1, .v = {rate}}, .ema_warmup = warmup};
+    const struct step_rates r = rates_of(&c);
+    return step_ema_decay(&r, 0, updates);
+}
 
 static void warmup_rises_from_one_part_to_the_whole(void **state)
 {
@@ -56,14 +70,19 @@ static void state_counts_updates_not_steps_in_its_corrections(void **state)
     (void)state;
     const ddpm_train_config c = {.lr = 1e-3, .beta1 = 0.9, .beta2 = 0.999, .seed = 5, .steps = 10,
                                  .ema = {.n = 2, .v = {0.5, 0.99}}, .ema_warmup = true};
-    const struct step_state s = rate_state(&c, 3, 7, 4);
+    struct step_rates r = rates_of(&c);
+    struct step_state s = step_state_at(&r, 7, 4);
     assert_int_equal(s.seed, 5);
-    assert_int_equal(s.step, 3);
+    assert_int_equal(s.step, 7);
     assert_float_equal(s.lr, 1e-3f, 0);
     assert_float_equal(s.bias1, 1 - pow(0.9, 5), 1e-7);
     assert_float_equal(s.bias2, 1 - pow(0.999, 5), 1e-9);
     assert_float_equal(s.ema_decay[0], 5.0 / 14, 1e-7);
     assert_float_equal(s.ema_decay[1], 5.0 / 14, 1e-7);
+    r.is_key_fixed = true; /* overfitting: the noise of step 0, the rates of step 7 */
+    s = step_state_at(&r, 7, 4);
+    assert_int_equal(s.step, 0);
+    assert_float_equal(s.lr, 1e-3f, 0);
 }
 
 int main(void)

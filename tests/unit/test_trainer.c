@@ -30,26 +30,74 @@ static void a_step_reports_its_figures(void **state)
     double sum = 0;
     int64_t n = 0;
     for (int q = 0; q < 4; q++) {
-        n += x.t->quartile_count[q];
-        sum += x.t->quartile_sum[q];
-        if (x.t->quartile_count[q])
-            assert_near(r.quartile[q], x.t->quartile_sum[q] / (double)x.t->quartile_count[q], 1e-12);
-        else
-            assert_true(isnan(r.quartile[q]));
+        n += r.quartile_count[q];
+        sum += r.quartile_sum[q];
     }
     assert_int_equal(n, 8);
     assert_near(sum / 8, r.loss, 1e-12);
     train_close(&x);
 }
 
-static void quartiles_cover_all_times(void **state)
+/* Queued and collected in groups of any size, also around the ring's end, steps are those taken one by one. */
+static void figures_wait_until_they_are_collected(void **state)
 {
-    (void)state;
-    assert_int_equal(trainer_quartile(1, 1000), 0);
-    assert_int_equal(trainer_quartile(250, 1000), 0);
-    assert_int_equal(trainer_quartile(251, 1000), 1);
-    assert_int_equal(trainer_quartile(1000, 1000), 3);
-    assert_int_equal(trainer_quartile(2, 2), 2);
+    struct trained x, y;
+    static ddpm_step_result many[DDPM_STEPS_PENDING];
+    static const int groups[] = {3, 250, 6};
+    int n;
+    train_open(*state, 0, NULL, 0, &x);
+    train_open(*state, 0, NULL, 0, &y);
+    for (int g = 0; g < 3; g++) {
+        for (int i = 0; i < groups[g]; i++)
+            assert_ok(ddpm_trainer_queue(x.t));
+        assert_int_equal(ddpm_trainer_pending(x.t), groups[g]);
+        if (g == 0) assert_status(ddpm_trainer_step(x.t, many), DDPM_ARG);
+        assert_ok(ddpm_trainer_collect(x.t, many, &n));
+        assert_int_equal(n, groups[g]);
+        for (int i = 0; i < n; i++) {
+            ddpm_step_result one;
+            assert_ok(ddpm_trainer_step(y.t, &one));
+            assert_int_equal(many[i].step, one.step);
+            assert_memory_equal(&many[i].loss, &one.loss, sizeof one.loss);
+            assert_memory_equal(&many[i].grad_norm, &one.grad_norm, sizeof one.grad_norm);
+            assert_memory_equal(many[i].quartile_sum, one.quartile_sum, sizeof one.quartile_sum);
+        }
+    }
+    assert_ok(ddpm_trainer_collect(x.t, many, &n));
+    assert_int_equal(n, 0);
+    train_assert_same(&x, &y);
+    for (int i = 0; i < DDPM_STEPS_PENDING; i++)
+        assert_ok(ddpm_trainer_queue(x.t));
+    assert_status(ddpm_trainer_queue(x.t), DDPM_ARG);
+    assert_ok(ddpm_trainer_collect(x.t, many, &n));
+    assert_int_equal(n, DDPM_STEPS_PENDING);
+    train_close(&y);
+    train_close(&x);
+}
+
+static void too_many_skipped_steps_show_when_they_are_collected(void **state)
+{
+    struct trained x;
+    static ddpm_step_result many[DDPM_STEPS_PENDING];
+    int n;
+    train_open(*state, 0, (const char *const[]){"train.max_skipped=3"}, 1, &x);
+    train_steps(&x, 1);
+    const float good = x.t->p[0];
+    x.t->p[0] = NAN;
+    for (int i = 0; i < 2; i++)
+        assert_ok(ddpm_trainer_queue(x.t));
+    assert_ok(ddpm_trainer_collect(x.t, many, &n)); /* two are not three */
+    for (int i = 0; i < 4; i++)
+        assert_ok(ddpm_trainer_queue(x.t));
+    assert_status(ddpm_trainer_collect(x.t, many, &n), DDPM_NUMERIC);
+    assert_message("step 4: ");
+    assert_message("3 steps in a row");
+    assert_int_equal(n, 4);
+    assert_int_equal(many[3].skipped_in_row, 6);
+    x.t->p[0] = good; /* nothing else was touched: it can go on */
+    assert_ok(ddpm_trainer_step(x.t, many));
+    assert_int_equal(many[0].skipped_in_row, 0);
+    train_close(&x);
 }
 
 static void nothing_is_allocated_after_step_2(void **state)
@@ -248,7 +296,8 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(overfitting_brings_the_loss_to_almost_nothing),
         cmocka_unit_test(a_step_reports_its_figures),
-        cmocka_unit_test(quartiles_cover_all_times),
+        cmocka_unit_test(figures_wait_until_they_are_collected),
+        cmocka_unit_test(too_many_skipped_steps_show_when_they_are_collected),
         cmocka_unit_test(nothing_is_allocated_after_step_2),
         cmocka_unit_test(emas_begin_as_the_weights_and_trail_them),
         cmocka_unit_test(a_step_that_is_not_finite_changes_nothing),
