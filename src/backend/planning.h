@@ -60,24 +60,33 @@ struct planning_engines; /* opaque: a device as cuDNN sees it */
 /* The best plan of one form (cudnn_forms.h) of a call. */
 struct planning_engine {
     const char *form;
+    int product; /* 0; 1 for the second product of linear_bwd: forms of one product are alternatives */
     char graph[512];        /* its name */
     bool is_found;          /* false: cuDNN has no engine for it */
     int64_t engine;         /* in cuDNN's numbering */
+    bool is_built;          /* false: compiled at run time, and only listed; the next three are unknown */
     char kernel[192];       /* name, or the engine's choices */
     size_t workspace_bytes;
-    bool is_deterministic, is_compiled, copies_tensor;
-    unsigned left; /* not 0: own kernels follow */
+    bool copies_tensor;
+    bool is_deterministic, is_compiled;
+    bool leaves_epilogue, leaves_sum; /* own kernels follow: what is added or summed, the gradient's addition */
 };
 
 enum { PLANNING_FORMS = 8 };
 
 /* Whether this build has cuDNN, and which: "9.19.0", or NULL. */
 const char *planning_cudnn_version(void);
+struct planning_engine_options {
+    bool is_deterministic, uses_tf32; /* as in ddpm_backend_options */
+    bool compiles; /* also engines that are compiled at run time, 1 to 3 s each, are built, so that kernel and workspace are known */
+};
 /* json: the device's properties. FORMAT where cuDNN refuses them; BACKEND in a build without it. */
-ddpm_status planning_engines_create(const char *json, bool is_deterministic, bool uses_tf32, struct planning_engines **out);
+ddpm_status planning_engines_create(const char *json, const struct planning_engine_options *o, struct planning_engines **out);
+/* The properties of GPU `ordinal` of this machine as such JSON; the caller frees. */
+ddpm_status planning_gpu_properties(int ordinal, char **json);
 void planning_engines_free(struct planning_engines *e);
 /* Every form of the call, most fused first; *n is 0 for ops without product and for products that have none (attention in
- * f32). May take seconds where an engine is compiled. Several threads may ask one `e` at once. */
+ * f32). Several threads may ask one `e` at once. */
 ddpm_status planning_engines_of(const struct planning_engines *e, const struct planning_call *c,
                                 struct planning_engine out[PLANNING_FORMS], int *n);
 

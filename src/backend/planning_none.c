@@ -18,11 +18,18 @@ const char *planning_cudnn_version(void)
     return NULL;
 }
 
-ddpm_status planning_engines_create(const char *json, bool is_deterministic, bool uses_tf32, struct planning_engines **out)
+ddpm_status planning_engines_create(const char *json, const struct planning_engine_options *o, struct planning_engines **out)
 {
-    (void)json, (void)is_deterministic, (void)uses_tf32;
+    (void)json, (void)o;
     *out = NULL;
     return FAIL(BACKEND, "engines: this build has no cuDNN");
+}
+
+ddpm_status planning_gpu_properties(int ordinal, char **json)
+{
+    (void)ordinal;
+    *json = NULL;
+    return FAIL(BACKEND, "GPU properties: this build has no cuDNN, which describes the device");
 }
 
 void planning_engines_free(struct planning_engines *e)

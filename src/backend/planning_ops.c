@@ -103,7 +103,7 @@ OP(conv2d_bwd_data, IN_ACT(dy), IN_ACT(w), MAYBE_ADDED(dx, a->accumulate), PADS,
 OP(conv2d_bwd_filter, IN_ACT(x), IN_ACT(dy), ADDED(dw), ADDED(db), OUT(demb), PADS)
 OP(linear, IN_ACT(x), IN_ACT(w), IN(bias), OUT_ACT(y))
 OP(linear_bwd, IN_ACT(x), IN_ACT(w), IN_ACT(dy), MAYBE_ADDED(dx, a->accumulate), ADDED(dw), ADDED(db), NUMBER(accumulate))
-OP(groupnorm, IN_ACT(x1), IN_ACT(x2), IN(gamma), IN(beta), IN(scale), IN(shift), OUT(stats), OUT_ACT(y),
+OP(groupnorm, IN_ACT(x1), IN_ACT(x2), IN(gamma), IN(beta), IN(scale), IN(shift), OUT_ACT(y), OUT(stats),
    NUMBER(groups), NUMBER(silu), NUMBER(dropout), NUMBER(resample))
 OP(groupnorm_bwd, IN_ACT(dy), IN_ACT(x1), IN_ACT(x2), IN(gamma), IN(beta), IN(scale), IN(shift), IN(stats), IN_ACT(add1),
    IN_ACT(add2), OUT_ACT(dx1), OUT_ACT(dx2), ADDED(dgamma), ADDED(dbeta), OUT(dscale), OUT(dshift),
@@ -129,6 +129,8 @@ OP(diffusion_loss, IN(x0), IN(eps), IN_ACT(out), OUT(loss), OUT_ACT(dout), ADDED
 OP(reverse_step, IN_ACT(out), IN(noise), ADDED(x), OUT(x0_hat))
 OP(sum_squares, IN(x))
 OP(to_u8, IN(x), OUT(y))
+OP(open_step, OUT(time))
+OP(close_step, IN(loss))
 /* clang-format on */
 
 static void describe_adamw(struct describing *d, struct adamw_args *a)

@@ -290,11 +290,10 @@ ddpm_status trainer_build(ddpm_backend *be, const ddpm_config *cfg, ddpm_trainer
 ddpm_status ddpm_trainer_plan(ddpm_backend *be, const ddpm_config *cfg)
 {
     ddpm_trainer *t;
-    ddpm_step_result r;
     TRY(build(be, cfg, false, &t));
     t->is_overfit = true; /* on batch 0, */
     t->loaded = 0;        /* as if it were there */
-    const ddpm_status s = ddpm_trainer_step(t, &r);
+    const ddpm_status s = ddpm_trainer_queue(t);
     ddpm_trainer_free(t);
     return s;
 }
