@@ -17,10 +17,11 @@ typedef struct {
     int threads;
     ddpm_config cfg;
     int warmup, repeats;
-    int batch;       /* ops: images per tensor; 0: the tables' own. train and sample: in cfg */
-    bool profiles;   /* train: a table of time by op */
-    bool is_bf16;    /* activations of ops are bf16 */
-    bool skips_peak; /* the machine's own peaks are not measured */
+    int batch;           /* ops: images per tensor; 0: the tables' own. train and sample: in cfg */
+    bool profiles;       /* train: a table of time by op */
+    bool is_bf16;        /* activations of ops are bf16 */
+    bool skips_peak;     /* the machine's own peaks are not measured */
+    const char *only_op; /* ops: this one; NULL: all */
     const log_sink *sink;
     const volatile int *stop; /* STOPPED when set */
     report *r;

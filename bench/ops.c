@@ -10,6 +10,7 @@
 #include "op_rows.h"
 
 #include <math.h>
+#include <string.h>
 
 enum { SPAN_CALLS_MAX = 200 };
 static const double SPAN_S = 2e-3;
@@ -93,6 +94,7 @@ static ddpm_status run_rows(const bench_job *job, op_bench *b)
     progress p;
     progress_begin(&p, job->sink, "bench ops", "row", (int64_t)op_row_count * n_levels, 0);
     for (int i = 0; i < op_row_count * n_levels && !b->s; i++) {
+        if (job->only_op && strcmp(job->only_op, op_rows[i / n_levels].name) != 0) continue;
         op_level level = levels[i % n_levels];
         if (job->batch) level.n = job->batch;
         op_rows[i / n_levels].run(b, &level);
@@ -103,6 +105,15 @@ static ddpm_status run_rows(const bench_job *job, op_bench *b)
     return b->s;
 }
 
+static ddpm_status expect_op(const char *name)
+{
+    bool is_known = !name;
+    for (int i = 0; i < op_row_count && !is_known; i++)
+        is_known = strcmp(name, op_rows[i].name) == 0;
+    REQUIRE(is_known, ARG, "--op %.40s: no op of this name; `ddpm bench ops` lists them", name);
+    return DDPM_OK;
+}
+
 ddpm_status bench_ops(bench_job *job)
 {
     struct ops_run run = {.job = job};
@@ -111,6 +122,7 @@ ddpm_status bench_ops(bench_job *job)
     report_text(job->r, "dtype", "%s", job->is_bf16 ? "bf16" : "f32");
     report_int(job->r, "warmup", job->warmup);
     report_int(job->r, "repeats", job->repeats);
+    TRY(expect_op(job->only_op));
     ddpm_status s = ddpm_backend_create(job->device, job->threads, &b.be);
     if (!s && job->is_bf16 && ddpm_backend_is_cpu(b.be))
         s = FAIL(CONFIG, "--dtype bf16: the CPU computes in f32 alone");

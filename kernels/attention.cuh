@@ -185,7 +185,7 @@ static inline attention_shape attention_shape_of(const ddpm_tensor *q, float sca
 /* Blocks over images, heads, tiles of tokens and slices of `width` columns. */
 static inline unsigned attention_blocks(const ddpm_tensor *q, int width)
 {
-    return (unsigned)(q->dim[0] * q->dim[2] * ceil_div(q->dim[1], TILE) * ceil_div(q->dim[3], width));
+    return grid_of_all(q->dim[0] * q->dim[2] * ceil_div(q->dim[1], TILE) * ceil_div(q->dim[3], width));
 }
 
 #endif

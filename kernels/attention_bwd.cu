@@ -165,7 +165,7 @@ static cudaError_t launch_packs(cudaStream_t stream, const struct attention_bwd_
     const backward_inputs<T> in = {heads_in<T>(a->q),   heads_in<T>(a->k),           heads_in<T>(a->v),
                                    heads_in<T>(a->d_o), (const float *)a->lse->data, delta};
     const int64_t tokens = a->q->dim[0] * s.heads * s.t;
-    const unsigned blocks = (unsigned)ceil_div(tokens * DELTA_LANES, DELTA_THREADS);
+    const unsigned blocks = grid_of_all(ceil_div(tokens * DELTA_LANES, DELTA_THREADS));
     cudaError_t e = launch_kernel(attention_delta_kernel<T, VEC>, blocks, DELTA_THREADS, 0, stream, s, tokens,
                                   heads_in<T>(a->o), heads_in<T>(a->d_o), delta);
     if (!e)

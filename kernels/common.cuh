@@ -113,6 +113,12 @@ static inline unsigned grid_for(int64_t work, int64_t per_block, int64_t most = 
     return (unsigned)(blocks < 1 ? 1 : blocks < most ? blocks : most);
 }
 
+/* A grid that must have exactly so many blocks; beyond what CUDA takes it is 0, and the launch is refused. */
+static inline unsigned grid_of_all(int64_t blocks)
+{
+    return blocks <= INT32_MAX ? (unsigned)blocks : 0;
+}
+
 static inline bool is_aligned(const void *p, size_t bytes)
 {
     return reinterpret_cast<uintptr_t>(p) % bytes == 0;

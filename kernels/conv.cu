@@ -364,9 +364,14 @@ static source dy_of(const conv_shape &s)
     return {s.ho * s.wo * s.y_pixel, s.wo * s.y_pixel, s.y_pixel, (int)s.ho, (int)s.wo, -1, s.stride - 1};
 }
 
+static int64_t tiles_for(int64_t rows, int64_t columns)
+{
+    return ceil_div(rows, TILE) * ceil_div(columns, TILE);
+}
+
 static unsigned blocks_for(int64_t rows, int64_t columns, int64_t parts)
 {
-    return (unsigned)(ceil_div(rows, TILE) * ceil_div(columns, TILE) * parts);
+    return grid_of_all(tiles_for(rows, columns) * parts);
 }
 
 static const float *floats_of(const ddpm_tensor *t)
@@ -440,7 +445,7 @@ static filter_split split_of(const struct conv2d_bwd_filter_args *a, void *scrat
     const ddpm_tensor *dw = a->dw, *dy = a->dy;
     const int64_t rows = dw->dim[0], width = dw->dim[1] * dw->dim[2] * dw->dim[3];
     const int64_t pixels = dy->dim[0] * dy->dim[1] * dy->dim[2];
-    const int64_t by_blocks = ceil_div(WANT_BLOCKS, blocks_for(rows, width, 1));
+    const int64_t by_blocks = ceil_div(WANT_BLOCKS, tiles_for(rows, width));
     const int64_t by_pixels = ceil_div(pixels, LEAST_PIXELS);
     const int64_t parts = by_blocks < by_pixels ? by_blocks : by_pixels;
     filter_split split = {};

@@ -8,7 +8,8 @@
  * Every launch depends on shapes alone, never on the device: grids, splits and orders of sums are the same on every GPU, so
  * results are too. Nothing here allocates, synchronises or reads device memory on the host; all of it may be captured into
  * a CUDA graph. Activations are f32 or bf16 (ops.h, "dtype"), arithmetic is f32 at least.
- * Bound: a tensor has fewer than 2^62 elements; element offsets are 64-bit everywhere. */
+ * Bound: a tensor has fewer than 2^62 elements; element offsets are 64-bit everywhere. A launch of more than 2^31 - 1
+ * blocks (2^43 results of a product) gives cudaErrorInvalidConfiguration. */
 #ifndef KERNELS_LAUNCH_H
 #define KERNELS_LAUNCH_H
 

@@ -46,7 +46,7 @@ __global__ void __launch_bounds__(COLUMNS *LINES)
 template <class T> static cudaError_t launch_column_sums(cudaStream_t stream, const ddpm_tensor *dy, ddpm_tensor *db)
 {
     const int64_t rows = dy->dim[0], columns = dy->dim[1];
-    return launch_kernel(column_sums_kernel<T>, (unsigned)ceil_div(columns, COLUMNS), COLUMNS * LINES, 0, stream, rows,
+    return launch_kernel(column_sums_kernel<T>, grid_of_all(ceil_div(columns, COLUMNS)), COLUMNS * LINES, 0, stream, rows,
                          columns, (const T *)dy->data, dy->stride[0], (float *)db->data);
 }
 

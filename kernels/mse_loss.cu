@@ -168,7 +168,7 @@ extern "C" cudaError_t launch_diffusion_loss(cudaStream_t stream, const struct d
     float *loss = static_cast<float *>(a->loss->data);
     cudaError_t e = run_loss_of(stream, a, c);
     if (e != cudaSuccess) return e;
-    const dim3 warps((unsigned)ceil_div(c.cut.images, SUM_THREADS / WARP));
+    const dim3 warps(grid_of_all(ceil_div(c.cut.images, SUM_THREADS / WARP)));
     e = launch_kernel(loss_sum_kernel, warps, dim3(SUM_THREADS), 0, stream, c, loss);
     if (e != cudaSuccess || !a->quartiles) return e;
     return launch_kernel(loss_quartiles_kernel, dim3(1), dim3(SUM_THREADS), 0, stream, c.cut.images, a->t, a->T, loss,

@@ -1,13 +1,22 @@
-"""The same training step in PyTorch: diffusers' UNet2DModel from one of our configuration files.
+"""The same training step in PyTorch: diffusers' UNet2DModel, or unet.py where diffusers is missing, from one of our
+configuration files.
 
     python bench/peers/train_peer.py configs/ddpm-cifar10.yaml --batch 8 --mode eager
+    python bench/peers/train_peer.py configs/ddpm-cifar10.yaml --batch 128,512 --device cuda --mode compile --precision bf16
 
-One process measures one mode (eager, channels_last or compile) and prints one JSON object, so that peak memory and
-start-up time are the mode's own. The step is algorithm 1 of the DDPM paper as `ddpm train` does it: draw t and eps, noise
-the batch, mean squared error, backward, clip by global norm, AdamW, one EMA; fp32 throughout. The fastest forms that
-PyTorch offers are used: fused AdamW, foreach EMA, scaled_dot_product_attention (diffusers' own choice).
+One process measures one mode and precision, so that start-up time is its own, and prints one JSON object for each batch as it
+ends; peak memory is the batch's own on a GPU, the process's on a CPU. The step is algorithm 1 of the DDPM paper as `ddpm train`
+does it: draw t and eps, noise the batch, mean squared error, backward, clip by global norm, AdamW, one EMA. The fastest forms
+that PyTorch offers are used: fused AdamW, foreach EMA, scaled_dot_product_attention, cudnn.benchmark, and for `compile`
+max-autotune over noising, network and loss as one function, with its CUDA graphs.
+
+  precision  fp32      no TF32
+             autocast  bf16 products by torch.autocast, weights and moments in f32
+             bf16      weights, moments and the EMA in bf16 too: less exact than `ddpm train`, and less to move
 """
 import argparse
+import contextlib
+import importlib.util
 import json
 import os
 import resource
@@ -62,10 +71,18 @@ def read_config(path):
 
 
 def build(model):
-    from diffusers import UNet2DModel
-
     if model["resblock_updown"]:
         sys.exit("train_peer: resblock_updown has no counterpart here")
+    if importlib.util.find_spec("diffusers") is None:
+        sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
+        from unet import UNet
+        return UNet(model), "unet.py"
+    return build_diffusers(model), "diffusers"
+
+
+def build_diffusers(model):
+    from diffusers import UNet2DModel
+
     widths = [round(model["channels"] * m) for m in model["channel_mult"]]
     head = model["head_channels"] or None
     if head is None and model["num_heads"] != 1:
@@ -73,7 +90,7 @@ def build(model):
             sys.exit("train_peer: UNet2DModel takes a head width, not a number of heads")
         head = widths[0] // model["num_heads"]
     attends = [(model["image_height"] >> level) in model["attention_resolutions"] for level in range(len(widths))]
-    return UNet2DModel(
+    net = UNet2DModel(
         sample_size=(model["image_height"], model["image_width"]), in_channels=model["image_channels"],
         out_channels=model["image_channels"], layers_per_block=model["num_res_blocks"], block_out_channels=widths,
         down_block_types=["AttnDownBlock2D" if a else "DownBlock2D" for a in attends],
@@ -83,16 +100,135 @@ def build(model):
         downsample_padding=model["downsample_padding"], attention_head_dim=head,
         resnet_time_scale_shift="scale_shift" if model["scale_shift"] else "default",
         num_class_embeds=model["num_classes"] or None)
+    inner = net.forward
+    net.forward = lambda x, t, class_labels=None: inner(x, t, class_labels=class_labels, return_dict=False)[0]
+    return net
+
+
+class Training:
+    """The network, its optimiser and EMA, and the step, for one mode and precision."""
+
+    def __init__(self, args):
+        import torch
+        self.torch, self.args = torch, args
+        self.device = torch.device(args.device)
+        self.model_cfg, train, diffusion = read_config(args.config)
+        self.net, self.net_from = build(self.model_cfg)
+        self.net = self.net.to(self.device).train()
+        self.parameters = sum(p.numel() for p in self.net.parameters())
+        expected = PARAMETERS.get(os.path.basename(args.config))
+        if expected and self.parameters != expected:
+            sys.exit(f"train_peer: {self.parameters} parameters, {expected} expected")
+        # a GPU's convolutions want channels last in every mode but plain eager; gcc's do not all
+        self.channels_last = args.mode == "channels_last" or (args.mode == "compile" and self.device.type == "cuda")
+        if self.channels_last:
+            self.net = self.net.to(memory_format=torch.channels_last)
+        self.dtype = torch.bfloat16 if args.precision == "bf16" else torch.float32
+        self.net = self.net.to(self.dtype)
+        self.weights = list(self.net.parameters())
+        self.ema = [w.detach().clone() for w in self.weights]
+        self.rate, self.clip = train["ema"][0], train["clip_norm"]
+        self.optimizer = torch.optim.AdamW(self.weights, lr=train["lr"], betas=(train["beta1"], train["beta2"]),
+                                           eps=train["adam_eps"], weight_decay=train["weight_decay"], fused=True)
+        beta = torch.linspace(diffusion["beta_start"], diffusion["beta_end"], diffusion["steps"], dtype=torch.float64)
+        abar = torch.cumprod(1 - beta, 0)
+        self.rows = torch.stack([abar.sqrt(), (1 - abar).sqrt()]).float().to(self.device)
+        self.T = diffusion["steps"]
+        self.loss_of, self.answer_of = self.loss, self.answer
+        if args.mode == "compile":
+            # Inductor's graphs are CUDA's; a CPU has its default mode alone
+            mode = "max-autotune" if self.device.type == "cuda" else None
+            self.loss_of, self.answer_of = torch.compile(self.loss, mode=mode), torch.compile(self.answer, mode=mode)
+
+    def batch(self, n):
+        c = self.model_cfg
+        shape = (n, c["image_channels"], c["image_height"], c["image_width"])
+        self.pixels = self.torch.randint(0, 256, shape, dtype=self.torch.uint8).to(self.device)
+        self.label = self.torch.zeros(n, dtype=self.torch.int64, device=self.device) if c["num_classes"] else None
+
+    def precision(self):
+        if self.args.precision != "autocast":
+            return contextlib.nullcontext()
+        return self.torch.autocast(self.device.type, dtype=self.torch.bfloat16)
+
+    def noised(self, pixels):
+        x0 = pixels.float() / 127.5 - 1
+        if self.channels_last:
+            x0 = x0.contiguous(memory_format=self.torch.channels_last)
+        eps = self.torch.randn_like(x0)
+        t = self.torch.randint(0, self.T, (len(pixels),), device=self.device)
+        a, s = self.rows[:, t, None, None, None]
+        return (a * x0 + s * eps).to(self.dtype), eps, t
+
+    def answer(self, pixels, label):
+        xt, _, t = self.noised(pixels)
+        with self.precision():
+            return self.net(xt, t, class_labels=label)
+
+    def loss(self, pixels, label):
+        xt, eps, t = self.noised(pixels)
+        with self.precision():
+            out = self.net(xt, t, class_labels=label)
+        return self.torch.nn.functional.mse_loss(out.float(), eps)
+
+    def step(self):
+        if self.args.mode == "compile":
+            self.torch.compiler.cudagraph_mark_step_begin()
+        loss = self.loss_of(self.pixels, self.label)
+        loss.backward()
+        if self.clip > 0:
+            self.torch.nn.utils.clip_grad_norm_(self.weights, self.clip)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        with self.torch.no_grad():
+            self.torch._foreach_lerp_(self.ema, self.weights, 1 - self.rate)
+
+    def forward(self):
+        with self.torch.no_grad():
+            if self.args.mode == "compile":
+                self.torch.compiler.cudagraph_mark_step_begin()
+            self.answer_of(self.pixels, self.label)
+
+    def wait(self):
+        if self.device.type == "cuda":
+            self.torch.cuda.synchronize()
+
+    def timed(self, work, warmup):
+        """Seconds of one, `repeats` times; on a GPU each the mean of a span of calls between two waits."""
+        span = self.args.span if self.device.type == "cuda" else 1
+        for _ in range(warmup):
+            work()
+        seconds = []
+        for _ in range(self.args.repeats):
+            self.wait()
+            begin = time.perf_counter()
+            for _ in range(span):
+                work()
+            self.wait()
+            seconds.append((time.perf_counter() - begin) / span)
+        return seconds
+
+    def peak_bytes(self):
+        if self.device.type == "cuda":
+            return self.torch.cuda.max_memory_allocated()
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def integers(text):
+    return [int(word) for word in text.split(",")]
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("config")
-    parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--batch", type=integers, default=[8], help="one or more, separated by commas")
+    parser.add_argument("--forward-batch", type=integers, default=[], help="further batches, forward passes alone")
     parser.add_argument("--mode", choices=("eager", "channels_last", "compile"), default="eager")
+    parser.add_argument("--precision", choices=("fp32", "autocast", "bf16"), default="fp32")
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--warmup", type=int, default=2)
     parser.add_argument("--repeats", type=int, default=8)
+    parser.add_argument("--span", type=int, default=4, help="GPU: calls between two waits")
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
     args = parser.parse_args()
     os.environ["OMP_NUM_THREADS"] = str(args.threads)
@@ -101,84 +237,30 @@ def main():
     torch.set_num_threads(args.threads)
     torch.manual_seed(0)
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
-    model_cfg, train, diffusion = read_config(args.config)
-    device = torch.device(args.device)
-    net = build(model_cfg).to(device).train()
-    parameters = sum(p.numel() for p in net.parameters())
-    expected = PARAMETERS.get(os.path.basename(args.config))
-    if expected and parameters != expected:
-        sys.exit(f"train_peer: {parameters} parameters, {expected} expected")
-    if args.mode == "channels_last":
-        net = net.to(memory_format=torch.channels_last)
-    weights = list(net.parameters())
-    ema = [w.detach().clone() for w in weights]
-    rate = train["ema"][0]
-    optimizer = torch.optim.AdamW(weights, lr=train["lr"], betas=(train["beta1"], train["beta2"]), eps=train["adam_eps"],
-                                  weight_decay=train["weight_decay"], fused=True)
-    run = torch.compile(net) if args.mode == "compile" else net
-
-    beta = torch.linspace(diffusion["beta_start"], diffusion["beta_end"], diffusion["steps"], dtype=torch.float64)
-    abar = torch.cumprod(1 - beta, 0)
-    rows = torch.stack([abar.sqrt(), (1 - abar).sqrt()]).float().to(device)
-    shape = (args.batch, model_cfg["image_channels"], model_cfg["image_height"], model_cfg["image_width"])
-    pixels = torch.randint(0, 256, shape, dtype=torch.uint8).to(device)
-    label = torch.zeros(args.batch, dtype=torch.int64, device=device) if model_cfg["num_classes"] else None
-
-    def noised():
-        x0 = pixels.float() / 127.5 - 1
-        if args.mode == "channels_last":
-            x0 = x0.contiguous(memory_format=torch.channels_last)
-        eps = torch.randn_like(x0)
-        t = torch.randint(0, diffusion["steps"], (args.batch,), device=device)
-        a, s = rows[:, t, None, None, None]
-        return a * x0 + s * eps, eps, t
-
-    def step():
-        xt, eps, t = noised()
-        loss = torch.nn.functional.mse_loss(run(xt, t, class_labels=label, return_dict=False)[0], eps)
-        loss.backward()
-        if train["clip_norm"] > 0:
-            torch.nn.utils.clip_grad_norm_(weights, train["clip_norm"])
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        with torch.no_grad():
-            torch._foreach_lerp_(ema, weights, 1 - rate)
-        return loss
-
-    def forward():
-        with torch.no_grad():
-            xt, _, t = noised()
-            return run(xt, t, class_labels=label, return_dict=False)[0]
-
-    def timed(work, warmup):
-        for _ in range(warmup):
-            work()
-        seconds = []
-        for _ in range(args.repeats):
-            if device.type == "cuda":
-                torch.cuda.synchronize()
-            begin = time.perf_counter()
-            work()
-            if device.type == "cuda":
-                torch.cuda.synchronize()
-            seconds.append(time.perf_counter() - begin)
-        return seconds
-
-    step()
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-    first = process_age()
-    steps = timed(step, args.warmup)
-    if device.type == "cuda":
-        peak = torch.cuda.max_memory_allocated()
-    else:
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    forwards = timed(forward, min(args.warmup, 1))
-    print(json.dumps({"engine": "pytorch", "mode": args.mode, "device": str(device), "torch": torch.__version__,
-                      "threads": args.threads, "batch": args.batch, "parameters": parameters,
-                      "step_s": statistics.median(steps), "step_all_s": steps,
-                      "forward_s": statistics.median(forwards), "forward_all_s": forwards,
-                      "peak_bytes": peak, "first_step_s": first}))
+    torch.backends.cudnn.benchmark = True
+    training, first = Training(args), None
+    about = {"engine": "pytorch", "mode": args.mode, "precision": args.precision, "device": args.device,
+             "torch": torch.__version__, "cudnn": torch.backends.cudnn.version(), "network": training.net_from,
+             "threads": args.threads, "parameters": training.parameters}
+    for n in args.batch:
+        training.batch(n)
+        if training.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats()
+        begin = time.perf_counter()
+        training.step()
+        training.wait()
+        first = first or process_age()
+        ready = time.perf_counter() - begin
+        steps = training.timed(training.step, args.warmup)
+        peak = training.peak_bytes()
+        forwards = training.timed(training.forward, max(args.warmup, 1))
+        print(json.dumps({**about, "batch": n, "step_s": statistics.median(steps), "step_all_s": steps,
+                          "forward_s": statistics.median(forwards), "forward_all_s": forwards, "peak_bytes": peak,
+                          "first_step_s": first, "first_of_batch_s": ready}), flush=True)
+    for n in args.forward_batch:
+        training.batch(n)
+        forwards = training.timed(training.forward, max(args.warmup, 1))
+        print(json.dumps({**about, "batch": n, "forward_s": statistics.median(forwards), "forward_all_s": forwards}), flush=True)
 
 
 if __name__ == "__main__":

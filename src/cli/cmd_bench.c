@@ -9,7 +9,7 @@
 #include <string.h>
 
 struct bench {
-    const char *what, *config, *device, *json;
+    const char *what, *config, *device, *json, *op;
     cli_sets sets;
     int batch, warmup, repeats, steps, threads; /* warmup -1, others 0: default */
     bool profiles, is_quiet, is_bf16, skips_peak;
@@ -25,6 +25,7 @@ enum {
     KEY_JSON,
     KEY_PROFILE,
     KEY_DTYPE,
+    KEY_OP,
     KEY_NO_PEAK
 };
 
@@ -38,6 +39,7 @@ static const struct argp_option options[] = {
     {"steps", KEY_STEPS, "N", 0, "sample: reverse steps of a run (default: 10)", 0},
     {"profile", KEY_PROFILE, NULL, 0, "train: also a table of time by op", 0},
     {"dtype", KEY_DTYPE, "f32|bf16", 0, "ops: the type of activations (default: f32)", 0},
+    {"op", KEY_OP, "NAME", 0, "ops: this one alone (default: all)", 0},
     {"no-peak", KEY_NO_PEAK, NULL, 0,
      "Leave out the machine's own peaks, and with them the shares of them", 0},
     {"set", KEY_SET, "KEY=VALUE", 0, "Override a configuration key; may be given again", 0},
@@ -96,6 +98,9 @@ static error_t parse_option(int key, char *arg, struct argp_state *state)
         return 0;
     case KEY_NO_PEAK:
         b->skips_peak = true;
+        return 0;
+    case KEY_OP:
+        b->op = arg;
         return 0;
     case KEY_DTYPE:
         b->is_bf16 = strcmp(arg, "bf16") == 0;
@@ -172,6 +177,7 @@ static ddpm_status run_bench(const struct bench *b, report *r)
                      .batch = b->batch,
                      .profiles = b->profiles,
                      .is_bf16 = b->is_bf16,
+                     .only_op = b->op,
                      .skips_peak = b->skips_peak,
                      .sink = cli_sink(b->is_quiet),
                      .stop = cli_stop_flag(),

@@ -8,6 +8,8 @@
 
 #include "fail.h"
 
+#include <stddef.h>
+
 #ifdef DDPM_HAVE_TENSORBOARD
 
 #include "tensorboard.pb-c.h"

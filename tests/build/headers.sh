@@ -36,6 +36,13 @@ while read -r header; do
     check "$header" gcc -std=gnu17 -D_GNU_SOURCE -D_FILE_OFFSET_BITS=64 -x c
 done < <(find src bench -name '*.h' -not -path 'src/backend/cuda/*' | sort) # those need CUDA's headers
 
+# Sources whose optional libraries are missing.
+for source in src/core/tensorboard.c src/data/picture.c; do
+    count=$((count + 1))
+    gcc -std=gnu17 -D_GNU_SOURCE "${warnings[@]}" "${paths[@]}" -fsyntax-only "$source" ||
+        { echo "$source does not compile without its optional libraries"; bad=1; }
+done
+
 # A library's own names must not get in a program's way. Functions that one layer lends another have their module's
 # prefix; all other names are static.
 while read -r name; do

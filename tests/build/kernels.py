@@ -5,25 +5,34 @@ registers, static shared memory and spills with the committed table kernels/reso
     tests/build/kernels.py                  compare; exit 1 on a difference, a spill or a warning
     tests/build/kernels.py --write          write the table
     tests/build/kernels.py --only groupnorm.cu [--write]    of one file alone
-    tests/build/kernels.py --markdown       the table for people, with the blocks per multiprocessor that registers allow
+    tests/build/kernels.py --markdown       print the table of kernels/README.md: traffic, registers, occupancy
+    tests/build/kernels.py --check          no nvcc: does kernels/README.md have that table, and kernels/traffic.tsv every kernel?
 
-The table belongs to one version of nvcc. With another one, register counts differ by a few: then only spills, warnings and
-kernels missing from the table are faults.
+Compiling prints how long it took. The table belongs to one version of nvcc. With another one, register counts differ by a few:
+then only spills, warnings and kernels missing from the table are faults.
 """
 import argparse
 import concurrent.futures
 import os
 import re
+import resource
 import shutil
 import subprocess
 import sys
 import tempfile
+import time
 
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 TABLE = os.path.join(ROOT, "kernels", "resources.tsv")
 ARCHITECTURES = ["80", "90", "100", "120"]
 INCLUDES = [f"-I{os.path.join(ROOT, folder)}" for folder in ("kernels", "include", "src/core", "src/backend")]
-REGISTERS_PER_SM = 65536
+# Of a multiprocessor: threads, blocks, shared memory, and what of that a block takes beside its own (CUDA programming guide).
+MULTIPROCESSOR = {"80": (2048, 32, 164 << 10), "90": (2048, 32, 228 << 10), "100": (2048, 32, 228 << 10), "120": (1536, 24, 100 << 10)}
+SHARED_OVERHEAD = 1024
+REGISTERS = 65536  # in four quarters, given out to warps by 256
+TRAFFIC = os.path.join(ROOT, "kernels", "traffic.tsv")
+README = os.path.join(ROOT, "kernels", "README.md")
+MARKS = ("<!-- made by tests/build/kernels.py --write -->\n", "<!-- end -->\n")
 
 
 def find_nvcc(given):
@@ -92,34 +101,102 @@ def write_table(version, rows):
             f.write("\t".join(map(str, row)) + "\n")
 
 
+def read_traffic():
+    """{(file, kernel): (per, moved, least, dynamic shared bytes, remark)}"""
+    with open(TRAFFIC) as f:
+        rows = [line.split("\t") for line in f.read().splitlines() if not line.startswith("#")]
+    return {(r[0], r[1]): (r[2], r[3], r[4], int(r[5]), r[6]) for r in rows}
+
+
+def constants():
+    """{file: {name: expression}} of every `constexpr int`."""
+    found = {}
+    for name in sorted(os.listdir(os.path.join(ROOT, "kernels"))):
+        with open(os.path.join(ROOT, "kernels", name)) as f:
+            text = f.read()
+        lists = re.findall(r"static constexpr int (\w+ = [^;]+);", text)
+        found[name] = dict(re.split(r" = ", part) for line in lists for part in re.split(r", (?=\w+ = )", line))
+    return found
+
+
+def threads_of(file, kernel):
+    """What the source's __launch_bounds__ says."""
+    with open(os.path.join(ROOT, "kernels", file)) as f:
+        bounds = re.search(r"__launch_bounds__\(([^,()]+)[^()]*\)\s+" + kernel + r"\(", f.read()).group(1)
+    known = {n: e for names in constants().values() for n, e in names.items()} | constants()[file]
+    while re.search(r"[A-Za-z_]", bounds):
+        bounds = re.sub(r"[A-Za-z_]\w*", lambda m: f"({known[m.group(0)]})", bounds)
+    return eval(bounds)  # digits and operators
+
+
+def occupancy(arch, threads, registers, shared):
+    """Percent of a multiprocessor's threads that can run this kernel at a time."""
+    most_threads, most_blocks, most_shared = MULTIPROCESSOR[arch]
+    warps = 4 * (REGISTERS // 4 // (256 * -(-registers * 32 // 256)))
+    blocks = min(most_blocks, most_threads // threads, warps * 32 // threads, most_shared // (shared + SHARED_OVERHEAD))
+    return round(100 * blocks * threads / most_threads)
+
+
 def markdown(rows):
-    print("| file | kernel | registers sm_80 / 90 / 100 / 120 | static shared | threads an SM's registers allow |")
-    print("|---|---|---|---|---|")
-    for key in dict.fromkeys((r[0], r[1]) for r in rows):
-        own = [r for r in rows if (r[0], r[1]) == key]
-        threads = min(2048, REGISTERS_PER_SM // (8 * -(-max(r[3] for r in own) // 8)) // 32 * 32)
-        print(f"| {key[0]} | `{key[1]}` | {' / '.join(str(r[3]) for r in own)} | {max(r[4] for r in own)} | {threads} |")
+    """A line a kernel, of its instance with the most registers."""
+    traffic, kernels = read_traffic(), {}
+    for file, name, arch, registers, shared, _ in rows:
+        kernels.setdefault((file, name.split("<")[0]), {}).setdefault(arch[3:], []).append((registers, shared))
+    if missing := sorted(kernels.keys() ^ traffic.keys()):
+        sys.exit(f"kernels.py: kernels/traffic.tsv and kernels/resources.tsv differ in {missing}")
+    lines = ["| kernel | bytes moved per | moved | least | threads | registers | shared | occupancy, % | |", "|---|---|---|---|---|---|---|---|---|"]
+    for (file, kernel), by_arch in kernels.items():
+        per, moved, least, dynamic, remark = traffic[file, kernel]
+        most = {arch: (max(r for r, _ in found), max(s for _, s in found) + dynamic) for arch, found in by_arch.items()}
+        threads = threads_of(file, kernel)
+        lines.append(f"| `{kernel}` | {per} | {moved} | {least} | {threads} | {' / '.join(str(most[a][0]) for a in ARCHITECTURES)} | "
+                     f"{max(s for _, s in most.values())} | "
+                     f"{' / '.join(str(occupancy(a, threads, *most[a])) for a in ARCHITECTURES)} | {remark} |")
+    return "\n".join(lines) + "\n"
+
+
+def readme_parts():
+    with open(README) as f:
+        before, _, rest = f.read().partition(MARKS[0])
+    table, _, after = rest.partition(MARKS[1])
+    return before, table, after
+
+
+def write_readme(rows):
+    before, _, after = readme_parts()
+    with open(README, "w") as f:
+        f.write(before + MARKS[0] + markdown(rows) + MARKS[1] + after)
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--write", action="store_true")
     parser.add_argument("--markdown", action="store_true")
+    parser.add_argument("--check", action="store_true")
     parser.add_argument("--nvcc")
     parser.add_argument("--only", help="a file of kernels/")
     parser.add_argument("-j", "--jobs", type=int, default=os.cpu_count())
     args = parser.parse_args()
     if args.markdown:
-        return markdown(read_table()[1])
+        return print(markdown(read_table()[1]), end="")
+    if args.check:
+        if readme_parts()[1] != markdown(read_table()[1]):
+            sys.exit("kernels.py: the table in kernels/README.md is not that of --markdown: run tests/build/kernels.py --write")
+        return None
     nvcc = find_nvcc(args.nvcc)
     names = [args.only] if args.only else sorted(f for f in os.listdir(os.path.join(ROOT, "kernels")) if f.endswith(".cu"))
+    start = time.monotonic()
     version, rows = version_of(nvcc), measure(nvcc, names, args.jobs)
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    print(f"nvcc: {len(names)} files for {len(ARCHITECTURES)} architectures in {time.monotonic() - start:.0f} s, "
+          f"{used.ru_utime + used.ru_stime:.0f} s of CPU time")
     table_version, table = read_table() if os.path.exists(TABLE) else (version, [])
     faults = [f"{r[0]}: {r[1]} spills {r[5]} bytes on {r[2]}" for r in rows if r[5]]
     if args.write:
         if args.only and version != table_version:
             sys.exit(f"kernels.py: the table is of nvcc {table_version}, this is {version}: write all of it")
         write_table(version, rows + [r for r in table if r[0] not in names])
+        write_readme(read_table()[1])
     else:
         table = [r for r in table if r[0] in names or not args.only]
         same = version == table_version

@@ -1,210 +1,400 @@
 #!/usr/bin/env python3
-"""Do the tests notice a wrong kernel? Changes one operator, index, constant or barrier of kernels/*.cu at a time, and runs the tests
-of that file on the CPU, with the checker of shared-memory races.
+"""Do the tests notice a wrong kernel? Changes one operator, index, constant or barrier of kernels/ at a time, and runs on the CPU
+the tests that execute that place.
 
-    cmake -S . -B build-races -G Ninja -DDDPM_CUDA=EMULATED -DDDPM_RACES=ON && cmake --build build-races
-    tests/build/mutate.py build-races [--count 240] [--seed 1] [--only groupnorm.cu] [--output FILE]
+    cmake -S . -B build-dev -G Ninja -DCMAKE_BUILD_TYPE=Release -DDDPM_CUDA=EMULATED && cmake --build build-dev
+    tests/build/mutate.py build-dev [--count 200] [--seed 1] [--only groupnorm.cu] [--jobs 2] [--again]
 
-A mutant is caught when it does not compile, a test fails, or a test does not end. Mutants are drawn evenly over the files by size
-from every place where a rule applies, by a fixed seed. Survivors are printed with their line, and belong, each with its reason,
-into tests/cuda_on_cpu/README.md.
+Compiling takes longest, so all mutants are compiled at once: each place becomes a choice made when the program runs, by the number
+in MUTANT (`a < b` becomes `a < mutant_compare<7, '<'>() < b`, which keeps the precedence). The same programs note which places a
+test executes. A mutant is caught when a test fails, crashes, deadlocks or takes ten times its time: schedule forward first, then
+reverse; a missing barrier also under the checker of shared-memory races.
+
+Places are drawn by a fixed seed, evenly over the files by size; those that do not compile (constants) are replaced by the next.
+What is known is kept in BUILD/mutants/results.tsv, and a second run goes on from there; --again tries survivors again. Survivors
+belong, each with its reason, into tests/cuda_on_cpu/README.md.
 """
 import argparse
 import concurrent.futures
+import hashlib
 import json
 import os
 import random
 import re
+import resource
 import shlex
 import shutil
 import subprocess
 import sys
-import tempfile
 import threading
+import time
 
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-SECONDS = 60  # a test takes one; what takes longer hangs
+KERNELS = os.path.join(ROOT, "kernels")
 SCHEDULES = ("forward", "reverse")
-TESTS = {
-    "adamw.cu": ["test_optimizer", "test_adamw_kernels"],
-    "attention.cu": ["test_attention", "test_attention_kernels"],
-    "attention_bwd.cu": ["test_attention", "test_attention_kernels"],
-    "conv.cu": ["test_product_kernels", "test_conv2d"],
-    "conv_parts.cu": ["test_conv_parts"],
-    "embedding.cu": ["test_embedding", "test_embedding_kernels"],
-    "groupnorm.cu": ["test_groupnorm", "test_groupnorm_kernels"],
-    "groupnorm_bwd.cu": ["test_groupnorm", "test_groupnorm_kernels"],
-    "linear.cu": ["test_linear", "test_product_kernels"],
-    "mse_loss.cu": ["test_loss", "test_diffusion_kernels"],
-    "noising.cu": ["test_noise", "test_diffusion_kernels"],
-    "pack.cu": ["test_pack"],
-    "pointwise.cu": ["test_pointwise", "test_pointwise_kernels"],
-    "resample.cu": ["test_resample", "test_pointwise_kernels"],
-    "reverse_step.cu": ["test_reverse_step", "test_diffusion_kernels"],
-    "softmax.cu": ["test_softmax", "test_pointwise_kernels"],
-}
+# Each rule: what it matches, and what stands there instead; k is the mutant's number.
 RULES = [
-    ("barrier", r"__sync(threads|warp)\(\);", lambda m: ";"),
-    ("compare", r" (<|>|<=|>=|==|!=) ", lambda m: {"<": " <= ", ">": " >= ", "<=": " < ", ">=": " > ", "==": " != ", "!=": " == "}[m.group(1)]),
-    ("sum", r" ([+-]) ", lambda m: {"+": " - ", "-": " + "}[m.group(1)]),
-    ("product", r" ([*/%]) ", lambda m: {"*": " + ", "/": " * ", "%": " / "}[m.group(1)]),
-    ("update", r" ([+*])= ", lambda m: {"+": " -= ", "*": " += "}[m.group(1)]),
-    ("logic", r" (&&|\|\|) ", lambda m: {"&&": " || ", "||": " && "}[m.group(1)]),
-    ("index", r"\[([A-Za-z_][\w. ]*)\]", lambda m: f"[{m.group(1)} + 1]"),
-    ("start", r"= 0;", lambda m: "= 1;"),
-    ("fma", r"fmaf\(([^,()]+), ([^,()]+), ([^,()]+)\)", lambda m: f"fmaf({m.group(1)}, {m.group(2)}, -({m.group(3)}))"),
+    ("barrier", r"__sync(threads|warp)\(\);", lambda m, k: f"do {{ if (!mutant<{k}>()) {m.group(0)} }} while (0);"),
+    ("compare", r" (<|>|<=|>=) ", lambda m, k: f" < mutant_compare<{k}, {code(m.group(1))}>() < "),
+    ("equal", r" (==|!=) ", lambda m, k: f" == mutant_equal<{k}, {code(m.group(1))}>() == "),
+    ("sum", r" ([+-]) ", lambda m, k: f" + mutant_sum<{k}, {code(m.group(1))}>() + "),
+    ("product", r" ([*/%]) ", lambda m, k: f" * mutant_product<{k}, {code(m.group(1))}>() * "),
+    ("update", r" ([+*])= ", lambda m, k: f" {m.group(1)}= mutant_update<{k}>() {m.group(1)}= "),
+    ("logic", r" (&&|\|\|) ", lambda m, k: f" && !mutant<{k}>() && " if m.group(1) == "&&" else f" || mutant<{k}>() || "),
+    ("index", r"\[([A-Za-z_][\w. ]*)\]", lambda m, k: f"[{m.group(1)} + (int)mutant<{k}>()]"),
+    ("start", r"= 0;", lambda m, k: f"= (int)mutant<{k}>();"),
+    ("fma", r"fmaf\(([^,()]+), ([^,()]+), ([^,()]+)\)",
+     lambda m, k: f"fmaf({m.group(1)}, {m.group(2)}, mutant<{k}>() ? -({m.group(3)}) : {m.group(3)})"),
 ]
+# What a rule makes of an operator, for the report.
+CHANGED = {"<": "<=", ">": ">=", "<=": "<", ">=": ">", "==": "!=", "!=": "==", "+": "-", "-": "+", "*": "+", "/": "*", "%": "/",
+           "&&": "&& false &&", "||": "|| true ||"}
 # Lines that decide how fast, not what: their mutants are no faults.
-SKIPPED = re.compile(r"^\s*(#|//|\*|/\*|template|typedef|static_assert|extern)|__launch_bounds__|grid_for|constexpr|static inline unsigned")
+SKIPPED = re.compile(r"^\s*(#|//|\*|/\*|template|typedef|static_assert|extern)|__launch_bounds__|grid_for|grid_of_all|constexpr|static inline unsigned")
+HEADER = r"""/* Made by tests/build/mutate.py. */
+#pragma once
+extern int mutant_chosen;
+extern unsigned char mutant_seen[];
+template <int K> inline bool mutant()
+{
+    mutant_seen[K] = 1;
+    return mutant_chosen == K;
+}
+template <int K, int OP> struct mutant_compare { };
+template <int K, int OP> struct mutant_equal { };
+template <int K, int OP> struct mutant_sum { };
+template <int K, int OP> struct mutant_product { };
+template <int K> struct mutant_update { };
+template <class M, class L> struct mutant_left { L l; };
+#define MUTANT_LEFT(op, kind)                                                                        \
+    template <class L, int K, int OP> inline mutant_left<kind<K, OP>, L> operator op(L l, kind<K, OP>) { return {l}; } \
+    template <class L, class R, int K, int OP> inline auto operator op(mutant_left<kind<K, OP>, L> a, R r)
+MUTANT_LEFT(<, mutant_compare)
+{
+    const L l = a.l;
+    const bool is = mutant<K>();
+    if constexpr (OP == '<') return is ? l <= r : l < r;
+    else if constexpr (OP == '>') return is ? l >= r : l > r;
+    else if constexpr (OP == '<' * 256 + '=') return is ? l < r : l <= r;
+    else return is ? l > r : l >= r;
+}
+MUTANT_LEFT(==, mutant_equal)
+{
+    return (OP == '=' * 256 + '=') != mutant<K>() ? a.l == r : a.l != r;
+}
+MUTANT_LEFT(+, mutant_sum)
+{
+    return (OP == '+') != mutant<K>() ? a.l + r : a.l - r;
+}
+MUTANT_LEFT(*, mutant_product)
+{
+    const L l = a.l;
+    if constexpr (OP == '*') return mutant<K>() ? l + r : l * r;
+    else if constexpr (OP == '/') return mutant<K>() ? l * r : l / r;
+    else return mutant<K>() ? l / r : l % r;
+}
+template <int K, class R> inline auto operator+=(mutant_update<K>, R r) { return mutant<K>() ? -r : r; }
+template <int K, class R> inline auto operator*=(mutant_update<K>, R r) { return mutant<K>() ? r + 1 : r; }
+"""
+CHOICE = r"""#include <stdio.h>
+#include <stdlib.h>
+extern int mutant_chosen;
+extern unsigned char mutant_seen[];
+int mutant_chosen = -1;
+unsigned char mutant_seen[COUNT];
+static struct mutant_choice {
+    mutant_choice()
+    {
+        if (getenv("MUTANT")) mutant_chosen = atoi(getenv("MUTANT"));
+    }
+    ~mutant_choice()
+    {
+        FILE *f = getenv("MUTANTS_SEEN") ? fopen(getenv("MUTANTS_SEEN"), "wb") : NULL;
+        if (f) fwrite(mutant_seen, 1, COUNT, f);
+        if (f) fclose(f);
+    }
+} choice;
+"""
 
 
-def places(path):
-    """Every (line number, rule, column span, new text) of a file, comments left out."""
+def code(operator):
+    """The operator as a number that C++ writes 'x' or 'x' * 256 + 'y'."""
+    return str(int.from_bytes(operator.encode(), "big"))
+
+
+def places(name):
+    """Every (file, line number, rule, column span) of a file, comments left out."""
     found, in_comment = [], False
-    with open(path) as f:
+    with open(os.path.join(KERNELS, name)) as f:
         for number, line in enumerate(f, 1):
-            code = line.rstrip("\n")
+            text = line.rstrip("\n")
             if in_comment:
-                in_comment = "*/" not in code
+                in_comment = "*/" not in text
                 continue
-            if "/*" in code and "*/" not in code:
+            if "/*" in text and "*/" not in text:
                 in_comment = True
-                code = code[:code.index("/*")]
-            if SKIPPED.search(code):
+                text = text[:text.index("/*")]
+            if SKIPPED.search(text):
                 continue
-            end = code.find("/*") if "/*" in code else len(code)
-            for rule, pattern, replace in RULES:
-                for match in re.finditer(pattern, code[:end]):
-                    found.append((number, rule, match.span(), replace(match)))
+            end = text.find("/*") if "/*" in text else len(text)
+            for rule, pattern, _ in RULES:
+                found += [(name, number, rule, m.span()) for m in re.finditer(pattern, text[:end])]
     return found
 
 
+def draw(names, seed):
+    """All places in the order in which they are taken: each file's barriers and the others shuffled, files in turn by size."""
+    generator, order = random.Random(seed), []
+    for name in names:
+        found = places(name)
+        generator.shuffle(found)
+        order += [((i + 0.5) / len(found), name, p) for i, p in enumerate(found)]
+    return [p for _, _, p in sorted(order)]
+
+
+def write_sources(folder, mutants):
+    """A copy of kernels/ where each mutant's place is a choice; {number: (line before, line after)}."""
+    shutil.rmtree(folder, ignore_errors=True)
+    shutil.copytree(KERNELS, folder)
+    replace, texts = {rule: (re.compile(pattern), by) for rule, pattern, by in RULES}, {}
+    for name in {m[0] for m in mutants.values()}:
+        with open(os.path.join(KERNELS, name)) as f:
+            lines = f.read().split("\n")
+        own = [(k, m) for k, m in mutants.items() if m[0] == name]
+        for k, (_, number, rule, (begin, end)) in sorted(own, key=lambda o: (o[1][1], -o[1][3][0])):
+            old = lines[number - 1]
+            match = replace[rule][0].match(old, begin)
+            texts[k] = old[begin:end].strip()
+            lines[number - 1] = old[:begin] + replace[rule][1](match, k) + old[end:]
+        with open(os.path.join(folder, name), "w") as f:
+            f.write('#include "mutant.h"\n#line 1\n' + "\n".join(lines))
+    with open(os.path.join(folder, "mutant.h"), "w") as f:
+        f.write(HEADER)
+    return texts
+
+
 class Build:
-    """Compiles one changed kernel file of a configured build and links tests with it."""
+    """The tests of a configured build, linked with kernels that hold every mutant."""
 
-    def __init__(self, folder):
-        self.folder = os.path.abspath(folder)
+    def __init__(self, folder, jobs):
+        self.folder, self.jobs = os.path.abspath(folder), jobs
+        self.work = os.path.join(self.folder, "mutants")
+        os.makedirs(self.work, exist_ok=True)
         with open(os.path.join(self.folder, "compile_commands.json")) as f:
-            self.compile = {os.path.basename(e["file"]): e["command"] for e in json.load(f) if e["file"].endswith(".cu")}
-        self.link, self.lock = {}, threading.Lock()
+            entries = json.load(f)
+        self.compile = {os.path.basename(e["file"]): e["command"] for e in entries if e["file"].endswith(".cu")}
+        self.tests = sorted({os.path.splitext(os.path.basename(e["file"]))[0] for e in entries
+                             if re.search(r"/tests/(op|kernels)/test_\w+\.c$", e["file"])})
 
-    def link_command(self, test):
-        with self.lock:
-            if test not in self.link:
-                text = subprocess.run(["ninja", "-C", self.folder, "-t", "commands", f"tests/{test}"], check=True,
-                                      capture_output=True, text=True).stdout
-                self.link[test] = re.sub(r"^: && | && :$", "", text.splitlines()[-1])
-            return self.link[test]
+    def source(self, name):
+        return os.path.join(self.work, "kernels", name)
 
-    def make(self, name, source, test, out):
-        """None, or why it could not be built: a test program at out/test."""
-        archive = os.path.join(out, "libddpm_kernels.a")
-        if not os.path.exists(archive):
-            words = shlex.split(self.compile[name])
-            member = os.path.basename(words[words.index("-o") + 1])
-            target = os.path.join(out, member)
-            words[words.index("-o") + 1] = target
-            words[words.index("-c") + 1] = source
-            words = [w for w in words if w not in ("-Werror",)] + [f"-I{os.path.join(ROOT, 'kernels')}", "-w"]
-            if subprocess.run(words, cwd=self.folder, capture_output=True).returncode:
-                return "does not compile"
-            shutil.copy(os.path.join(self.folder, "libddpm_kernels.a"), archive)
-            subprocess.run(["ar", "r", archive, target], check=True, capture_output=True)
-        words = shlex.split(self.link_command(test))
-        words = [archive if w.endswith("libddpm_kernels.a") else w for w in words]
-        words[words.index("-o") + 1] = os.path.join(out, test)
-        return None if subprocess.run(words, cwd=self.folder, capture_output=True).returncode == 0 else "does not link"
+    def object(self, name, races):
+        return os.path.join(self.work, f"{name}{'.races' if races else ''}.o")
 
-    def run(self, test, out, schedule):
+    def compile_one(self, name, races):
+        """None, or what the compiler says."""
+        words = shlex.split(self.compile[name])
+        words[words.index("-o") + 1] = self.object(name, races)
+        words[words.index("-c") + 1] = self.source(name)
+        words = [w for w in words if w not in ("-Werror", "-O3", f"-I{KERNELS}") and not w.startswith("-fsanitize")]
+        words += ["-O1", "-w", "-fmax-errors=400", f"-I{os.path.join(self.work, 'kernels')}"]
+        words += ["-fsanitize=thread", "-g"] if races else []
+        stamp = self.object(name, races) + ".of"  # what the object was made of: a second run need not make it again
+        made_of = self.digest() + " ".join(words)
+        if os.path.exists(stamp) and open(stamp).read() == made_of:
+            return None
+        if os.path.exists(stamp):
+            os.remove(stamp)
+        done = subprocess.run(words, cwd=self.folder, capture_output=True, text=True)
+        if done.returncode:
+            return done.stderr
+        with open(stamp, "w") as f:
+            f.write(made_of)
+        return None
+
+    def digest(self):
+        """Of all sources, changed as they are."""
+        sums, folder = hashlib.sha256(), os.path.join(self.work, "kernels")
+        for name in sorted(os.listdir(folder)):
+            with open(os.path.join(folder, name), "rb") as f:
+                sums.update(f.read())
+        return sums.hexdigest()
+
+    def compile_all(self, names, races=False):
+        with concurrent.futures.ThreadPoolExecutor(self.jobs) as pool:
+            return [e for e in pool.map(lambda name: self.compile_one(name, races), names) if e]
+
+    def program(self, test, races):
+        return os.path.join(self.work, test + (".races" if races else ""))
+
+    def link_all(self, tests, count, races=False):
+        choice = os.path.join(self.work, "choice.o")
+        source = os.path.join(self.work, "choice.cpp")
+        with open(source, "w") as f:
+            f.write(f"#define COUNT {count + 1}\n" + CHOICE)
+        subprocess.run(["c++", "-O1", "-c", source, "-o", choice], check=True)
+        archive = os.path.join(self.work, f"kernels{'.races' if races else ''}.a")
+        if os.path.exists(archive):
+            os.remove(archive)
+        subprocess.run(["ar", "rc", archive, choice] + [self.object(n, races) for n in self.compile], check=True)
+        for test in tests:
+            text = subprocess.run(["ninja", "-C", self.folder, "-t", "commands", f"tests/{test}"], check=True,
+                                  capture_output=True, text=True).stdout
+            words = shlex.split(re.sub(r"^: && | && :$", "", text.splitlines()[-1]))
+            words = [archive if w.endswith("libddpm_kernels.a") else w for w in words]
+            words[words.index("-o") + 1] = self.program(test, races)
+            subprocess.run(words, cwd=self.folder, check=True, capture_output=True)
+
+    def run(self, test, schedule, seconds, mutant=None, seen=None, races=False):
         """None when the test passes, else how it failed."""
         environment = {**os.environ, "DDPM_TEST_DEVICE": "cuda", "DDPM_SYNC": "1", "CUDA_ON_CPU_SCHEDULE": schedule,
                        "OMP_NUM_THREADS": "1"}
+        environment.update({"MUTANT": str(mutant)} if mutant is not None else {})
+        environment.update({"MUTANTS_SEEN": seen} if seen else {})
+
+        def limit():
+            resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds))
+            resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+
         try:
-            done = subprocess.run([os.path.join(out, test)], cwd=os.path.join(ROOT, "tests"), env=environment,
-                                  capture_output=True, timeout=SECONDS)
+            done = subprocess.run([self.program(test, races)], cwd=os.path.join(ROOT, "tests"), env=environment,
+                                  capture_output=True, preexec_fn=limit, timeout=40 * seconds)
         except subprocess.TimeoutExpired:
             return f"{test} does not end"
-        return None if done.returncode == 0 else f"{test} fails on {schedule}"
+        if done.returncode == -24 or (done.returncode == -9 and not races):
+            return f"{test} does not end"
+        return None if done.returncode == 0 else f"{test} {'fails' if done.returncode > 0 else 'crashes'}"
 
 
-def verdict(build, name, lines):
-    """How a changed file is caught, or None."""
-    with tempfile.TemporaryDirectory() as out:
-        source = os.path.join(out, name)
-        with open(source, "w") as f:
-            f.writelines(lines)
-        for test in TESTS[name]:
-            if why := build.make(name, source, test, out):
-                return why
-            for schedule in SCHEDULES:
-                if why := build.run(test, out, schedule):
-                    return why
+def apart(order, count):
+    """The first `count` places of which none lies within another."""
+    taken, by_line = [], {}
+    for p in order:
+        beside = by_line.setdefault(p[:2], [])
+        if len(taken) < count and all(p[3][1] <= begin or end <= p[3][0] for begin, end in beside):
+            beside.append(p[3])
+            taken.append(p)
+    return taken
+
+
+def prepare(build, order, count):
+    """Compiles the first `count` places that compile; {number: place}, {number: text}."""
+    refused, names = set(), list(build.compile)
+    while True:
+        wanted = apart([p for p in order if p not in refused], count)
+        mutants = dict(enumerate(wanted))
+        texts = write_sources(os.path.join(build.work, "kernels"), mutants)
+        errors = build.compile_all(names)
+        if not errors:
+            return mutants, texts
+        bad = {(f, int(n)) for f, n in re.findall(r"(?:^|[/ ])(\w+\.(?:cuh?|h)):(\d+):", "\n".join(errors), re.M)}
+        more = {p for p in wanted if (p[0], p[1]) in bad}
+        if not more:
+            sys.exit("mutate.py: kernels do not compile:\n" + errors[0][:3000])
+        print(f"{len(more)} places are constants and are left out", flush=True)
+        refused |= more
+
+
+def coverage(build):
+    """{test: (seconds, places that it executes)}; every test must pass as it is."""
+    found = {}
+    for test in build.tests:
+        seen = os.path.join(build.work, "seen")
+        if os.path.exists(seen):
+            os.remove(seen)
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        if why := build.run(test, "forward", 600, seen=seen):
+            sys.exit(f"mutate.py: with no mutant {why}")
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        if not os.path.exists(seen):  # a test without kernels
+            continue
+        with open(seen, "rb") as f:
+            found[test] = (after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime, f.read())
+    return found
+
+
+def verdict(build, tests, mutant, rule, races):
+    """How a mutant is caught, or None."""
+    own = sorted((seconds, test) for test, (seconds, seen) in tests.items() if seen[mutant])
+    for schedule in SCHEDULES:
+        for seconds, test in own:
+            if why := build.run(test, schedule, int(5 + 10 * seconds), mutant):
+                return why + f", {schedule}"
+    if rule == "barrier" and own:
+        races()
+        for seconds, test in own:
+            if why := build.run(test, "forward", int(60 + 100 * seconds), mutant, races=True):
+                return why + ", races"
     return None
-
-
-def draw(args, names):
-    random.seed(args.seed)
-    pool = {name: places(os.path.join(ROOT, "kernels", name)) for name in names}
-    total = sum(map(len, pool.values()))
-    chosen = []
-    for name, found in pool.items():
-        count = min(len(found), max(1, round(args.count * len(found) / total)))
-        barriers = [p for p in found if p[1] == "barrier"]
-        rest = [p for p in found if p[1] != "barrier"]
-        random.shuffle(rest)
-        chosen += [(name, p) for p in (barriers + rest)[:max(count, len(barriers))]]
-    return chosen
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("build")
-    parser.add_argument("--count", type=int, default=240)
+    parser.add_argument("--count", type=int, default=200)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--only")
-    parser.add_argument("--jobs", type=int, default=os.cpu_count())
+    parser.add_argument("--jobs", type=int, default=1)
     parser.add_argument("--least", type=float, default=90)
-    parser.add_argument("--output")
+    parser.add_argument("--again", action="store_true")
     args = parser.parse_args()
-    names = sorted(f for f in os.listdir(os.path.join(ROOT, "kernels")) if f.endswith(".cu"))
-    for name in names:
-        if name not in TESTS:
-            sys.exit(f"mutate.py: no tests are named for {name}")
-    names = [n for n in names if not args.only or n == args.only]
-    build = Build(args.build)
-    for name in names:  # unchanged, everything must pass, else every mutant is "caught"
-        with open(os.path.join(ROOT, "kernels", name)) as f:
-            if why := verdict(build, name, f.readlines()):
-                sys.exit(f"mutate.py: {name} as it is: {why}")
-    mutants = draw(args, names)
+    names = sorted(f for f in os.listdir(KERNELS) if re.search(r"\.cuh?$", f) and f != "device.cuh" or f == "formulas.h")
+    build, start = Build(args.build, args.jobs), time.monotonic()
+    mutants, texts = prepare(build, draw([n for n in names if args.only in (None, n)], args.seed), args.count)
+    build.link_all(build.tests, len(mutants))
+    tests = coverage(build)
+    print(f"compiled and tried as it is in {time.monotonic() - start:.0f} s; the tests take "
+          f"{sum(s for s, _ in tests.values()):.0f} s", flush=True)
+    made, lock = [], threading.Lock()
 
-    def attempt(mutant):
-        name, (number, rule, (begin, end), text) = mutant
-        with open(os.path.join(ROOT, "kernels", name)) as f:
-            lines = f.readlines()
-        old = lines[number - 1]
-        lines[number - 1] = old[:begin] + text + old[end:]
-        return verdict(build, name, lines), name, number, rule, old.strip(), lines[number - 1].strip()
+    def races():
+        """The programs that check shared memory, made when the first barrier needs them."""
+        with lock:
+            if made:
+                return
+            if errors := build.compile_all(list(build.compile), True):
+                sys.exit("mutate.py: " + errors[0][:3000])
+            build.link_all(build.tests, len(mutants), True)
+            made.append(True)
 
-    caught, survivors, by_rule = 0, [], {}
-    with concurrent.futures.ThreadPoolExecutor(args.jobs) as workers:
-        for i, (why, name, number, rule, old, new) in enumerate(workers.map(attempt, mutants), 1):
-            kept = by_rule.setdefault(rule, [0, 0])
-            kept[0] += 1
-            if why:
-                caught += 1
-                kept[1] += 1
-            else:
-                survivors.append({"file": name, "line": number, "rule": rule, "was": old, "is": new})
-            print(f"{i}/{len(mutants)} {name}:{number} {rule}: {why or 'SURVIVED: ' + new}", flush=True)
-    share = 100 * caught / len(mutants)
-    print("\n".join(f"{rule}: {k} of {n} caught" for rule, (n, k) in sorted(by_rule.items())))
-    print(f"{caught} of {len(mutants)} mutants caught, {share:.1f} %")
-    if args.output:
-        with open(args.output, "w") as f:
-            json.dump({"mutants": len(mutants), "caught": caught, "seed": args.seed, "by_rule": by_rule, "survivors": survivors}, f, indent=1)
-            f.write("\n")
-    sys.exit(0 if share >= args.least else 1)
+    log, known = os.path.join(build.work, "results.tsv"), {}
+    sources = {n: open(os.path.join(KERNELS, n)).read().split("\n") for n in names}
+
+    def key(k):
+        name, number, rule, (begin, _) = mutants[k]
+        return (name, str(number), str(begin), rule, sources[name][number - 1].strip())
+
+    if os.path.exists(log):
+        with open(log) as f:
+            known = {tuple(r[:5]): r[5] for r in (line.rstrip("\n").split("\t") for line in f)}
+    if args.again:
+        known = {place: why for place, why in known.items() if why != "survived"}
+    left = [k for k in mutants if key(k) not in known]
+    with open(log, "a") as out, concurrent.futures.ThreadPoolExecutor(args.jobs) as pool:
+        jobs = {pool.submit(verdict, build, tests, k, mutants[k][2], races): k for k in left}
+        for i, job in enumerate(concurrent.futures.as_completed(jobs), 1):
+            k, why = jobs[job], job.result() or "survived"
+            known[key(k)] = why
+            out.write("\t".join((*key(k), why)) + "\n")
+            out.flush()
+            print(f"{i}/{len(left)} {mutants[k][0]}:{mutants[k][1]} {mutants[k][2]} '{texts[k]}': {why}", flush=True)
+    report(mutants, texts, known, key, time.monotonic() - start, args.least)
+
+
+def report(mutants, texts, known, key, seconds, least):
+    by_rule = {}
+    for k, place in mutants.items():
+        kept = by_rule.setdefault(place[2], [0, 0])
+        kept[0] += 1
+        kept[1] += known[key(k)] != "survived"
+    caught = sum(n for _, n in by_rule.values())
+    for k, (name, number, rule, _) in sorted(mutants.items(), key=lambda m: m[1]):
+        if known[key(k)] == "survived":
+            print(f"survived: {name}:{number} {rule} '{texts[k]}' -> '{CHANGED.get(texts[k], rule)}' in: {key(k)[4]}")
+    print("\n".join(f"{rule}: {n} of {all_} caught" for rule, (all_, n) in sorted(by_rule.items())))
+    print(f"{caught} of {len(mutants)} mutants caught, {100 * caught / len(mutants):.1f} %, {seconds:.0f} s")
+    sys.exit(0 if 100 * caught >= least * len(mutants) else 1)
 
 
 main()

@@ -40,6 +40,9 @@ done
 grep -q '"share_of_peak": null' short.json && grep -q '"peak_gflop_per_s": null' short.json || fail "peaks in spite of --no-peak"
 
 expect 78 "bf16" "$ddpm" bench ops --dtype bf16 --device cpu
+"$ddpm" bench ops --op silu --batch 1 --repeats 1 --warmup 0 --no-peak --json one.json >screen 2>err || fail "one op"
+[[ $(grep -o '"op": "[a-z0-9_]*"' one.json | sort -u) == '"op": "silu"' ]] || fail "--op silu: other ops too"
+expect 64 "no op of this name" "$ddpm" bench ops --op silo
 expect 64 "f32 or bf16" "$ddpm" bench ops --dtype f16
 expect 64 "train, sample and ops" "$ddpm" bench tarin
 expect 66 "nowhere.yaml" "$ddpm" bench train nowhere.yaml

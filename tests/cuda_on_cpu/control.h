@@ -24,6 +24,10 @@ extern "C" {
 enum cuda_on_cpu_order { CUDA_ON_CPU_FORWARD, CUDA_ON_CPU_REVERSE, CUDA_ON_CPU_RANDOM };
 void cuda_on_cpu_schedule(enum cuda_on_cpu_order order, uint64_t seed);
 
+/* Launches run only the first and the last `blocks` of their grid from now on, 0: all. For offsets at the far end of
+ * tensors that are never there as a whole. */
+void cuda_on_cpu_only_ends(unsigned blocks);
+
 /* The n-th call of the runtime from now (1 = the next; 0 or less: none) gives `error` and does nothing else; a call
  * that frees does free. With `sticky` every later call gives it too, as after an illegal address, until
  * cudaDeviceReset. Not counted, and never failing: cudaGetLastError, cudaPeekAtLastError, cudaGetErrorName,

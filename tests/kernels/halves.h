@@ -3,7 +3,7 @@
 #ifndef TESTS_KERNELS_HALVES_H
 #define TESTS_KERNELS_HALVES_H
 
-#include "op_support_b.h"
+#include "op_support.h"
 
 /* Round to nearest even; no NaN. */
 static inline uint16_t half_from(float x)

@@ -1,6 +1,6 @@
 /* test_adamw_kernels.c - adamw.cu where the tests of ops do not go: sizes around packs, parts and chunks, unaligned
  * arenas, bf16 weights, state that changes between two launches, and the CPU's numbers to the bit. */
-#include "op_support_b.h"
+#include "op_support.h"
 
 #include "formulas.h"
 

@@ -1,7 +1,7 @@
 /* test_diffusion_kernels.c - noising.cu, mse_loss.cu and reverse_step.cu where the tests of ops do not go: bf16 network
  * tensors, images that are no whole quads or lie unaligned, sizes around a block's run, and the CPU's numbers to the
  * bit. */
-#include "op_support_b.h"
+#include "op_support.h"
 
 #include "formulas.h"
 

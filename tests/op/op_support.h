@@ -1,121 +1,128 @@
-/* op_support.h - what the tests of ops share: backends, random tensors, comparison with a float64 reference.
- *
- * Errors are max|a-b| / max|b| over a tensor, as in golden/README.md. */
+/* op_support.h - what the tests of ops share: backends, memory that the teardown frees, test data
+ * that is the same on every machine, and comparisons that print the worst element. */
 #ifndef TESTS_OP_SUPPORT_H
 #define TESTS_OP_SUPPORT_H
 
-#include <math.h>
-#include <setjmp.h>
-#include <stdarg.h>
-#include <stddef.h>
-#include <stdint.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
-
-#include <cmocka.h>
-
-#include "fail.h"
 #include "op_device.h"
+#include "support.h"
+
 #include "ops.h"
 #include "philox.h"
 
-/* f32 sums of up to a few thousand products in another order: 3e-7 is what PyTorch reaches, Winograd's F(4x4,3x3) 5e-6;
- * golden/README.md allows 1e-5. */
+#include <math.h>
+
+/* f32 sums of up to a few thousand products in another order, of the largest: 3e-7 is what PyTorch
+ * reaches, Winograd's F(4x4,3x3) 5e-6; golden/README.md allows 1e-5. */
 #define OP_TOLERANCE 1e-5
 
-/* Every status in a test must be OK; the message says why not. */
-#define OP_OK(call)                                                                                \
-    do {                                                                                           \
-        const ddpm_status op_s_ = (call);                                                          \
-        if (op_s_) fail_msg("%s: %s", ddpm_status_name(op_s_), ddpm_last_error());                 \
-    } while (0)
-/* The call fails with this code, and says something. */
-#define OP_FAILS(code, call)                                                                       \
-    do {                                                                                           \
-        assert_int_equal((call), DDPM_##code);                                                     \
-        assert_true(strlen(ddpm_last_error()) > 0);                                                \
-    } while (0)
+/* Threads that results must not depend on: one, all, a count that divides nothing. */
+static const int thread_counts[] = {1, 2, 3, 7};
+enum { THREAD_COUNTS = sizeof thread_counts / sizeof *thread_counts };
 
-static inline ddpm_backend *op_backend(int threads)
-{
-    ddpm_backend *be = NULL;
-    OP_OK(ddpm_backend_create(op_device(), threads, &be));
-    return be;
-}
+static void *kept[4096];
+static int kept_count;
 
-static inline void *op_alloc(size_t bytes)
+/* Zeroed, on a 64-byte boundary; freed by op_teardown. */
+static inline void *take(size_t bytes)
 {
     void *p = NULL;
     assert_int_equal(posix_memalign(&p, 64, bytes ? bytes : 1), 0);
     memset(p, 0, bytes);
+    assert_true(kept_count < (int)(sizeof kept / sizeof *kept));
+    kept[kept_count++] = p;
     return p;
 }
 
-static inline float *op_floats(int64_t n)
+static inline int op_teardown(void **state)
 {
-    return op_alloc((size_t)n * sizeof(float));
+    (void)state;
+    while (kept_count > 0)
+        free(kept[--kept_count]);
+    return 0;
 }
 
-static inline double *op_doubles(int64_t n)
+#define OP_TEST(f) cmocka_unit_test_teardown(f, op_teardown)
+
+static inline ddpm_backend *cpu_with(int threads)
 {
-    return op_alloc((size_t)n * sizeof(double));
+    ddpm_backend *be = NULL;
+    assert_ok(ddpm_backend_create(op_device(), threads, &be));
+    return be;
 }
 
-/* Uniform in (-1, 1); `which` names the tensor. */
-static inline void op_fill(float *x, int64_t n, uint64_t which)
+static inline float *zeros(int64_t n)
 {
-    for (int64_t i = 0; i < n; i += 4) {
-        const philox4 r = philox_draw(20, PHILOX_TEST, 0, which, (uint32_t)(i / 4));
-        for (int64_t j = 0; j < 4 && i + j < n; j++)
-            x[i + j] = 2 * philox_uniform(r.v[j]) - 1;
-    }
+    return take((size_t)n * sizeof(float));
 }
 
-static inline float *op_random(int64_t n, uint64_t which)
+/* Uniform in [lo, hi), different for each `stream`. */
+static inline float *uniforms(int64_t n, uint64_t stream, float lo, float hi)
 {
-    float *x = op_floats(n);
-    op_fill(x, n, which);
+    float *x = zeros(n);
+    for (int64_t i = 0; i < n; i++)
+        x[i] = lo +
+               (hi - lo) * philox_uniform(philox_draw(7, PHILOX_TEST, 0, stream, (uint32_t)i).v[0]);
     return x;
 }
 
-static inline double op_error(const float *got, const double *want, int64_t n)
+static inline float *copy_of(const float *x, int64_t n)
 {
-    double worst = 0, scale = 0;
-    for (int64_t i = 0; i < n; i++) {
-        const double d = fabs((double)got[i] - want[i]);
-        if (!(d <= worst)) worst = d; /* a NaN stays */
-        if (fabs(want[i]) > scale) scale = fabs(want[i]);
-    }
-    return scale > 0 ? worst / scale : worst;
+    float *y = zeros(n);
+    memcpy(y, x, (size_t)n * sizeof *y);
+    return y;
 }
 
-/* Fails with both sides at the worst place. */
-static inline void op_compare(const char *what, const float *got, const double *want, int64_t n, double tolerance)
+static inline double *zeros64(int64_t n)
 {
-    const double error = op_error(got, want, n);
-    if (error <= tolerance) return;
-    int64_t at = 0;
+    return take((size_t)n * sizeof(double));
+}
+
+static inline uint64_t *indices(int64_t n, uint64_t first)
+{
+    uint64_t *index = take((size_t)n * sizeof *index);
     for (int64_t i = 0; i < n; i++)
-        if (!(fabs((double)got[i] - want[i]) <= fabs((double)got[at] - want[at]))) at = i;
-    fail_msg("%s: error %.3g above %.3g; element %lld is %.9g, expected %.9g", what, error, tolerance, (long long)at,
-             (double)got[at], want[at]);
+        index[i] = first + (uint64_t)i;
+    return index;
 }
 
-/* The same bits? */
-static inline void op_same_bits(const char *what, const float *a, const float *b, int64_t n)
-{
-    for (int64_t i = 0; i < n; i++)
-        if (memcmp(&a[i], &b[i], sizeof *a) != 0)
-            fail_msg("%s: element %lld is %.9g and %.9g", what, (long long)i, (double)a[i], (double)b[i]);
-}
-
-static inline double op_dot(const float *a, const float *b, int64_t n)
+static inline double dot_product(const float *a, const float *b, int64_t n)
 {
     double sum = 0;
     for (int64_t i = 0; i < n; i++)
-        sum += (double)a[i] * b[i];
+        sum += (double)a[i] * (double)b[i];
     return sum;
+}
+
+/* max|got - want| <= limit * max|want| */
+#define assert_close(got, want, n, limit) close_at(__FILE__, __LINE__, #got, got, want, n, limit)
+static inline void close_at(const char *file, int line, const char *what, const float *got,
+                            const double *want, int64_t n, double limit)
+{
+    double largest = 0, worst = -1;
+    int64_t at = 0;
+    for (int64_t i = 0; i < n; i++) {
+        const double d = fabs((double)got[i] - want[i]);
+        if (!(d <= worst)) {
+            worst = d;
+            at = i;
+        }
+        largest = fmax(largest, fabs(want[i]));
+    }
+    if (!(worst <= limit * largest))
+        fail_msg("%s:%d: %s[%lld] = %.9g, expected %.9g; error %.3g of the largest, limit %.3g",
+                 file, line, what, (long long)at, (double)got[at], want[at], worst / largest,
+                 limit);
+}
+
+/* Same bits. */
+#define assert_bits(a, b, n) bits_at(__FILE__, __LINE__, #a, a, b, n)
+static inline void bits_at(const char *file, int line, const char *what, const float *a,
+                           const float *b, int64_t n)
+{
+    for (int64_t i = 0; i < n; i++)
+        if (memcmp(a + i, b + i, sizeof *a) != 0)
+            fail_msg("%s:%d: %s[%lld] = %.9g, expected the bits of %.9g", file, line, what,
+                     (long long)i, (double)a[i], (double)b[i]);
 }
 
 #endif

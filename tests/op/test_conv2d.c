@@ -1,5 +1,6 @@
-/* test_conv2d.c - the three passes of a convolution against a float64 loop: shapes odd and even, every path, the bits on 1, 2
- * and 3 threads, the gradients by finite differences, the faults of the contract. */
+/* test_conv2d.c - the three passes of a convolution against a float64 loop: shapes odd and even,
+ * every path, the bits on 1, 2 and 3 threads, the gradients by finite differences, the faults of
+ * the contract. */
 #include "op_support.h"
 
 struct shape {
@@ -50,7 +51,8 @@ static void reference(struct fixture *f)
                             const int h = i * s->stride + u - s->pt, w = j * s->stride + v - s->pl;
                             if (h < 0 || h >= s->h || w < 0 || w >= s->w) continue;
                             const int64_t xa = (((int64_t)n * s->h + h) * s->w + w) * wide;
-                            const int64_t wa = (((int64_t)k * s->kernel + u) * s->kernel + v) * s->c;
+                            const int64_t wa =
+                                (((int64_t)k * s->kernel + u) * s->kernel + v) * s->c;
                             for (int c = 0; c < s->c; c++) {
                                 sum += (double)f->x[xa + c] * f->w[wa + c];
                                 f->dx[xa + c] += g * f->w[wa + c];
@@ -70,17 +72,17 @@ static void setup(struct fixture *f, const struct shape *s)
     f->nx = (int64_t)s->n * s->h * s->w * (s->c + s->extra);
     f->nw = (int64_t)s->k * s->kernel * s->kernel * s->c;
     f->ny = (int64_t)s->n * f->ho * f->wo * s->k;
-    f->x = op_random(f->nx, 1);
-    f->w = op_random(f->nw, 2);
-    f->bias = op_random(s->k, 3);
-    f->emb = op_random((int64_t)s->n * s->k, 4);
-    f->residual = op_random(f->ny, 5);
-    f->dy = op_random(f->ny, 6);
-    f->y = op_doubles(f->ny);
-    f->dx = op_doubles(f->nx);
-    f->dw = op_doubles(f->nw);
-    f->db = op_doubles(s->k);
-    f->demb = op_doubles((int64_t)s->n * s->k);
+    f->x = uniforms(f->nx, 1, -1, 1);
+    f->w = uniforms(f->nw, 2, -1, 1);
+    f->bias = uniforms(s->k, 3, -1, 1);
+    f->emb = uniforms((int64_t)s->n * s->k, 4, -1, 1);
+    f->residual = uniforms(f->ny, 5, -1, 1);
+    f->dy = uniforms(f->ny, 6, -1, 1);
+    f->y = zeros64(f->ny);
+    f->dx = zeros64(f->nx);
+    f->dw = zeros64(f->nw);
+    f->db = zeros64(s->k);
+    f->demb = zeros64((int64_t)s->n * s->k);
     const ddpm_tensor whole = ddpm_tensor_4d(f->x, s->n, s->h, s->w, s->c + s->extra);
     f->tx = ddpm_tensor_slice(&whole, 0, s->c);
     f->tw = ddpm_tensor_4d(f->w, s->k, s->kernel, s->kernel, s->c);
@@ -91,16 +93,6 @@ static void setup(struct fixture *f, const struct shape *s)
     reference(f);
 }
 
-static void teardown(struct fixture *f)
-{
-    float *floats[] = {f->x, f->w, f->bias, f->emb, f->residual, f->dy};
-    double *doubles[] = {f->y, f->dx, f->dw, f->db, f->demb};
-    for (int i = 0; i < 6; i++)
-        free(floats[i]);
-    for (int i = 0; i < 5; i++)
-        free(doubles[i]);
-}
-
 #define GEOMETRY(f)                                                                                \
     .stride = (f)->s.stride, .pad_top = (f)->s.pt, .pad_left = (f)->s.pl, .pad_bottom = (f)->s.pb, \
     .pad_right = (f)->s.pr
@@ -108,30 +100,38 @@ static void teardown(struct fixture *f)
 static void forward(ddpm_backend *be, struct fixture *f, float *y)
 {
     ddpm_tensor ty = ddpm_tensor_4d(y, f->s.n, f->ho, f->wo, f->s.k);
-    OP_OK(backend_ops(be)->conv2d(be, &(struct conv2d_args){.x = &f->tx, .w = &f->tw, .bias = &f->tbias, .emb = &f->temb,
-                                                            .residual = &f->tres, GEOMETRY(f), .y = &ty}));
+    assert_ok(backend_ops(be)->conv2d(be, &(struct conv2d_args){.x = &f->tx,
+                                                                .w = &f->tw,
+                                                                .bias = &f->tbias,
+                                                                .emb = &f->temb,
+                                                                .residual = &f->tres,
+                                                                GEOMETRY(f),
+                                                                .y = &ty}));
 }
 
 static void data(ddpm_backend *be, struct fixture *f, bool accumulate, float *dx)
 {
     const ddpm_tensor whole = ddpm_tensor_4d(dx, f->s.n, f->s.h, f->s.w, f->s.c + f->s.extra);
     ddpm_tensor tdx = ddpm_tensor_slice(&whole, 0, f->s.c);
-    OP_OK(backend_ops(be)->conv2d_bwd_data(
-        be, &(struct conv2d_bwd_data_args){.dy = &f->tdy, .w = &f->tw, GEOMETRY(f), .accumulate = accumulate, .dx = &tdx}));
+    assert_ok(backend_ops(be)->conv2d_bwd_data(
+        be, &(struct conv2d_bwd_data_args){
+                .dy = &f->tdy, .w = &f->tw, GEOMETRY(f), .accumulate = accumulate, .dx = &tdx}));
 }
 
 static void filter(ddpm_backend *be, struct fixture *f, float *dw, float *db, float *demb)
 {
-    ddpm_tensor tdw = ddpm_tensor_4d(dw, f->s.k, f->s.kernel, f->s.kernel, f->s.c), tdb = ddpm_tensor_1d(db, f->s.k);
+    ddpm_tensor tdw = ddpm_tensor_4d(dw, f->s.k, f->s.kernel, f->s.kernel, f->s.c),
+                tdb = ddpm_tensor_1d(db, f->s.k);
     ddpm_tensor tdemb = ddpm_tensor_2d(demb, f->s.n, f->s.k);
-    OP_OK(backend_ops(be)->conv2d_bwd_filter(
-        be, &(struct conv2d_bwd_filter_args){.x = &f->tx, .dy = &f->tdy, GEOMETRY(f), .dw = &tdw, .db = &tdb, .demb = &tdemb}));
+    assert_ok(backend_ops(be)->conv2d_bwd_filter(
+        be, &(struct conv2d_bwd_filter_args){
+                .x = &f->tx, .dy = &f->tdy, GEOMETRY(f), .dw = &tdw, .db = &tdb, .demb = &tdemb}));
 }
 
 static void name_case(char *out, size_t size, const struct shape *s, const char *what)
 {
-    snprintf(out, size, "%s of [%d,%d,%d,%d+%d] to %d, %dx%d, stride %d", what, s->n, s->h, s->w, s->c, s->extra, s->k,
-             s->kernel, s->kernel, s->stride);
+    snprintf(out, size, "%s of [%d,%d,%d,%d+%d] to %d, %dx%d, stride %d", what, s->n, s->h, s->w,
+             s->c, s->extra, s->k, s->kernel, s->kernel, s->stride);
 }
 
 static void check_case(ddpm_backend *be, const struct shape *s)
@@ -139,21 +139,21 @@ static void check_case(ddpm_backend *be, const struct shape *s)
     struct fixture f;
     char name[160];
     setup(&f, s);
-    float *y = op_floats(f.ny), *dx = op_floats(f.nx), *dw = op_floats(f.nw), *db = op_floats(s->k);
-    float *demb = op_floats((int64_t)s->n * s->k);
+    float *y = zeros(f.ny), *dx = zeros(f.nx), *dw = zeros(f.nw), *db = zeros(s->k);
+    float *demb = zeros((int64_t)s->n * s->k);
     forward(be, &f, y);
     name_case(name, sizeof name, s, "y");
-    op_compare(name, y, f.y, f.ny, OP_TOLERANCE);
+    close_at(__FILE__, __LINE__, name, y, f.y, f.ny, OP_TOLERANCE);
 
     /* the other channels of the wide tensor stay what they were: zero, as in the reference */
     data(be, &f, false, dx);
     name_case(name, sizeof name, s, "dx");
-    op_compare(name, dx, f.dx, f.nx, OP_TOLERANCE);
+    close_at(__FILE__, __LINE__, name, dx, f.dx, f.nx, OP_TOLERANCE);
     data(be, &f, true, dx);
     for (int64_t i = 0; i < f.nx; i++)
         f.dx[i] *= 2;
     name_case(name, sizeof name, s, "dx added");
-    op_compare(name, dx, f.dx, f.nx, OP_TOLERANCE);
+    close_at(__FILE__, __LINE__, name, dx, f.dx, f.nx, OP_TOLERANCE);
 
     for (int twice = 1; twice <= 2; twice++) {
         filter(be, &f, dw, db, demb);
@@ -162,22 +162,16 @@ static void check_case(ddpm_backend *be, const struct shape *s)
         for (int64_t i = 0; i < s->k; i++)
             f.db[i] *= twice;
         name_case(name, sizeof name, s, "dw");
-        op_compare(name, dw, f.dw, f.nw, OP_TOLERANCE);
-        op_compare("db", db, f.db, s->k, OP_TOLERANCE);
-        op_compare("demb", demb, f.demb, (int64_t)s->n * s->k, OP_TOLERANCE);
+        close_at(__FILE__, __LINE__, name, dw, f.dw, f.nw, OP_TOLERANCE);
+        close_at(__FILE__, __LINE__, "db", db, f.db, s->k, OP_TOLERANCE);
+        close_at(__FILE__, __LINE__, "demb", demb, f.demb, (int64_t)s->n * s->k, OP_TOLERANCE);
     }
-    free(y);
-    free(dx);
-    free(dw);
-    free(db);
-    free(demb);
-    teardown(&f);
 }
 
 static void all_passes_equal_the_definition(void **state)
 {
     (void)state;
-    ddpm_backend *be = op_backend(2);
+    ddpm_backend *be = cpu_with(2);
     for (int i = 0; i < N_SHAPES; i++)
         check_case(be, &shapes[i]);
     ddpm_backend_free(be);
@@ -192,21 +186,15 @@ static void bits_do_not_depend_on_threads(void **state)
         const int64_t ndemb = (int64_t)f.s.n * f.s.k, all = f.ny + f.nx + f.nw + f.s.k + ndemb;
         float *first = NULL;
         for (int threads = 1; threads <= 3; threads++) {
-            ddpm_backend *be = op_backend(threads);
-            float *r = op_floats(all);
+            ddpm_backend *be = cpu_with(threads);
+            float *r = zeros(all);
             forward(be, &f, r);
             data(be, &f, false, r + f.ny);
             filter(be, &f, r + f.ny + f.nx, r + f.ny + f.nx + f.nw, r + all - ndemb);
-            if (first) {
-                op_same_bits("results on 1 and more threads", first, r, all);
-                free(r);
-            } else {
-                first = r;
-            }
+            if (first) assert_bits(first, r, all);
+            first = r;
             ddpm_backend_free(be);
         }
-        free(first);
-        teardown(&f);
     }
 }
 
@@ -215,76 +203,78 @@ static void epilogue_parts_are_optional(void **state)
 {
     (void)state;
     static const int which[] = {0, 1, 7, 10};
-    ddpm_backend *be = op_backend(2);
+    ddpm_backend *be = cpu_with(2);
     for (int i = 0; i < 4; i++) {
         struct fixture f;
         setup(&f, &shapes[which[i]]);
-        float *y = op_floats(f.ny), *z = op_floats(f.ny);
+        float *y = zeros(f.ny), *z = zeros(f.ny);
         ddpm_tensor ty = ddpm_tensor_4d(y, f.s.n, f.ho, f.wo, f.s.k), tz = ty;
         tz.data = z;
         memcpy(y, f.residual, (size_t)f.ny * sizeof *y);
-        struct conv2d_args a = {.x = &f.tx, .w = &f.tw, .bias = &f.tbias, .emb = &f.temb, .residual = &ty, GEOMETRY(&f), .y = &ty};
-        OP_OK(backend_ops(be)->conv2d(be, &a));
-        op_compare("y in place of the residual", y, f.y, f.ny, OP_TOLERANCE);
+        struct conv2d_args a = {.x = &f.tx,
+                                .w = &f.tw,
+                                .bias = &f.tbias,
+                                .emb = &f.temb,
+                                .residual = &ty,
+                                GEOMETRY(&f),
+                                .y = &ty};
+        assert_ok(backend_ops(be)->conv2d(be, &a));
+        close_at(__FILE__, __LINE__, "y in place of the residual", y, f.y, f.ny, OP_TOLERANCE);
         a = (struct conv2d_args){.x = &f.tx, .w = &f.tw, GEOMETRY(&f), .y = &tz};
-        OP_OK(backend_ops(be)->conv2d(be, &a));
+        assert_ok(backend_ops(be)->conv2d(be, &a));
         for (int64_t j = 0; j < f.ny; j++)
-            f.y[j] -= (double)f.bias[j % f.s.k] + f.emb[j / ((int64_t)f.ho * f.wo * f.s.k) * f.s.k + j % f.s.k] + f.residual[j];
-        op_compare("bare y", z, f.y, f.ny, OP_TOLERANCE);
-        free(y);
-        free(z);
-        teardown(&f);
+            f.y[j] -= (double)f.bias[j % f.s.k] +
+                      f.emb[j / ((int64_t)f.ho * f.wo * f.s.k) * f.s.k + j % f.s.k] + f.residual[j];
+        close_at(__FILE__, __LINE__, "bare y", z, f.y, f.ny, OP_TOLERANCE);
     }
     ddpm_backend_free(be);
 }
 
-/* A convolution is linear, so central differences over a whole random direction are exact but for rounding. */
+/* A convolution is linear, so central differences over a whole random direction are exact but for
+ * rounding. */
 static void gradients_are_finite_differences(void **state)
 {
     (void)state;
     struct fixture f;
     setup(&f, &shapes[2]);
-    ddpm_backend *be = op_backend(2);
-    float *y = op_floats(f.ny), *dx = op_floats(f.nx), *dw = op_floats(f.nw), *db = op_floats(f.s.k);
-    float *demb = op_floats((int64_t)f.s.n * f.s.k);
+    ddpm_backend *be = cpu_with(2);
+    float *y = zeros(f.ny), *dx = zeros(f.nx), *dw = zeros(f.nw), *db = zeros(f.s.k);
+    float *demb = zeros((int64_t)f.s.n * f.s.k);
     data(be, &f, false, dx);
     filter(be, &f, dw, db, demb);
     float *const value[] = {f.x, f.w, f.bias, f.emb}, *const gradient[] = {dx, dw, db, demb};
     const int64_t count[] = {f.nx, f.nw, f.s.k, (int64_t)f.s.n * f.s.k};
     for (int i = 0; i < 4; i++) {
-        float *direction = op_random(count[i], 40 + (uint64_t)i);
+        float *direction = uniforms(count[i], 40 + (uint64_t)i, -1, 1);
         double loss[2];
         for (int side = 0; side < 2; side++) {
             for (int64_t j = 0; j < count[i]; j++)
                 value[i][j] += side ? -2 * direction[j] : direction[j];
             forward(be, &f, y);
-            loss[side] = op_dot(y, f.dy, f.ny);
+            loss[side] = dot_product(y, f.dy, f.ny);
         }
-        const double by_difference = (loss[0] - loss[1]) / 2, by_gradient = op_dot(gradient[i], direction, count[i]);
+        const double by_difference = (loss[0] - loss[1]) / 2,
+                     by_gradient = dot_product(gradient[i], direction, count[i]);
         /* of the size of the loss's own terms: f32 rounding of y */
-        assert_true(fabs(by_difference - by_gradient) <= 1e-4 * (fabs(by_gradient) + sqrt((double)f.ny)));
+        assert_true(fabs(by_difference - by_gradient) <=
+                    1e-4 * (fabs(by_gradient) + sqrt((double)f.ny)));
         for (int64_t j = 0; j < count[i]; j++)
             value[i][j] += direction[j];
-        free(direction);
     }
-    free(y);
-    free(dx);
-    free(dw);
-    free(db);
-    free(demb);
-    teardown(&f);
     ddpm_backend_free(be);
 }
 
-/* A 1x1 kernel may be a view of some input channels of a wider one; its gradient leaves the others alone. */
+/* A 1x1 kernel may be a view of some input channels of a wider one; its gradient leaves the others
+ * alone. */
 static void kernel_may_be_a_view(void **state)
 {
     (void)state;
     enum { N = 2, H = 5, W = 6, C1 = 24, C2 = 40, K = 16, P = N * H * W };
-    ddpm_backend *be = op_backend(2);
-    float *x1 = op_random(P * C1, 1), *x2 = op_random(P * C2, 2), *w = op_random(K * (C1 + C2), 3), *y = op_floats(P * K);
-    float *dw = op_floats(K * (C1 + C2)), *dy = op_random(P * K, 4);
-    double *want = op_doubles(P * K), *want_dw = op_doubles(K * (C1 + C2));
+    ddpm_backend *be = cpu_with(2);
+    float *x1 = uniforms(P * C1, 1, -1, 1), *x2 = uniforms(P * C2, 2, -1, 1),
+          *w = uniforms(K * (C1 + C2), 3, -1, 1), *y = zeros(P * K);
+    float *dw = zeros(K * (C1 + C2)), *dy = uniforms(P * K, 4, -1, 1);
+    double *want = zeros64(P * K), *want_dw = zeros64(K * (C1 + C2));
     for (int p = 0; p < P; p++)
         for (int k = 0; k < K; k++)
             for (int c = 0; c < C1 + C2; c++) {
@@ -293,59 +283,56 @@ static void kernel_may_be_a_view(void **state)
                 want_dw[k * (C1 + C2) + c] += x * dy[p * K + k];
             }
     const ddpm_tensor t1 = ddpm_tensor_4d(x1, N, H, W, C1), t2 = ddpm_tensor_4d(x2, N, H, W, C2);
-    const ddpm_tensor whole = ddpm_tensor_4d(w, K, 1, 1, C1 + C2), dwhole = ddpm_tensor_4d(dw, K, 1, 1, C1 + C2);
+    const ddpm_tensor whole = ddpm_tensor_4d(w, K, 1, 1, C1 + C2),
+                      dwhole = ddpm_tensor_4d(dw, K, 1, 1, C1 + C2);
     const ddpm_tensor w1 = ddpm_tensor_slice(&whole, 0, C1), w2 = ddpm_tensor_slice(&whole, C1, C2);
     ddpm_tensor dw1 = ddpm_tensor_slice(&dwhole, 0, C1), dw2 = ddpm_tensor_slice(&dwhole, C1, C2);
     ddpm_tensor ty = ddpm_tensor_4d(y, N, H, W, K), tdy = ddpm_tensor_4d(dy, N, H, W, K);
     const struct ops *ops = backend_ops(be);
-    OP_OK(ops->conv2d(be, &(struct conv2d_args){.x = &t1, .w = &w1, .stride = 1, .y = &ty}));
-    OP_OK(ops->conv2d(be, &(struct conv2d_args){.x = &t2, .w = &w2, .residual = &ty, .stride = 1, .y = &ty}));
-    op_compare("y", y, want, P * K, OP_TOLERANCE);
-    OP_OK(ops->conv2d_bwd_filter(be, &(struct conv2d_bwd_filter_args){.x = &t1, .dy = &tdy, .stride = 1, .dw = &dw1}));
-    OP_OK(ops->conv2d_bwd_filter(be, &(struct conv2d_bwd_filter_args){.x = &t2, .dy = &tdy, .stride = 1, .dw = &dw2}));
-    op_compare("dw", dw, want_dw, K * (C1 + C2), OP_TOLERANCE);
-    float *const all[] = {x1, x2, w, y, dw, dy};
-    for (int i = 0; i < 6; i++)
-        free(all[i]);
-    free(want);
-    free(want_dw);
+    assert_ok(ops->conv2d(be, &(struct conv2d_args){.x = &t1, .w = &w1, .stride = 1, .y = &ty}));
+    assert_ok(ops->conv2d(
+        be, &(struct conv2d_args){.x = &t2, .w = &w2, .residual = &ty, .stride = 1, .y = &ty}));
+    close_at(__FILE__, __LINE__, "y", y, want, P * K, OP_TOLERANCE);
+    assert_ok(ops->conv2d_bwd_filter(
+        be, &(struct conv2d_bwd_filter_args){.x = &t1, .dy = &tdy, .stride = 1, .dw = &dw1}));
+    assert_ok(ops->conv2d_bwd_filter(
+        be, &(struct conv2d_bwd_filter_args){.x = &t2, .dy = &tdy, .stride = 1, .dw = &dw2}));
+    close_at(__FILE__, __LINE__, "dw", dw, want_dw, K * (C1 + C2), OP_TOLERANCE);
     ddpm_backend_free(be);
 }
 
 static void frozen_weights_give_the_same_bits(void **state)
 {
     (void)state;
-    ddpm_backend *be = op_backend(2);
+    ddpm_backend *be = cpu_with(2);
     for (int i = 0; i < N_SHAPES; i++) {
         struct fixture f;
         setup(&f, &shapes[i]);
-        float *plain = op_floats(f.ny), *frozen = op_floats(f.ny);
+        float *plain = zeros(f.ny), *frozen = zeros(f.ny);
         forward(be, &f, plain);
         ddpm_backend_freeze_weights(be, true);
         for (int again = 0; again < 2; again++) {
             forward(be, &f, frozen);
-            op_same_bits("frozen", plain, frozen, f.ny);
+            assert_bits(plain, frozen, f.ny);
         }
         ddpm_backend_freeze_weights(be, false);
         for (int64_t j = 0; j < f.nw; j++)
             f.w[j] += 1; /* seen once thawed */
         forward(be, &f, frozen);
         assert_true(memcmp(plain, frozen, (size_t)f.ny * sizeof *plain) != 0);
-        free(plain);
-        free(frozen);
-        teardown(&f);
     }
     ddpm_backend_free(be);
 }
 
-/* Measuring touches nothing and tells the scratch; after the first real call the memory stays what it is. */
+/* Measuring touches nothing and tells the scratch; after the first real call the memory stays what
+ * it is. */
 static void memory_is_measured_and_stays(void **state)
 {
     (void)state;
-    ddpm_backend *be = op_backend(2);
+    ddpm_backend *be = cpu_with(2);
     struct fixture f;
     setup(&f, &shapes[15]);
-    float *r = op_floats(f.ny + f.nx + f.nw + f.s.k + (int64_t)f.s.n * f.s.k);
+    float *r = zeros(f.ny + f.nx + f.nw + f.s.k + (int64_t)f.s.n * f.s.k);
     float *dw = r + f.ny + f.nx, *db = dw + f.nw, *demb = db + f.s.k;
     for (int round = 0; round < 3; round++) {
         ddpm_backend_measure(be, round == 0);
@@ -361,53 +348,62 @@ static void memory_is_measured_and_stays(void **state)
         if (round == 1) assert_int_equal(ddpm_backend_memory(be), ddpm_backend_scratch_bytes(be));
         if (round == 2) assert_int_equal(ddpm_backend_memory(be), before);
     }
-    free(r);
-    teardown(&f);
     ddpm_backend_free(be);
 }
 
 static void what_does_not_fit_is_refused(void **state)
 {
     (void)state;
-    ddpm_backend *be = op_backend(1);
+    ddpm_backend *be = cpu_with(1);
     const struct ops *ops = backend_ops(be);
-    float *p = op_floats(4096);
-    ddpm_tensor x = ddpm_tensor_4d(p, 1, 4, 4, 8), w = ddpm_tensor_4d(p, 8, 3, 3, 8), y = ddpm_tensor_4d(p, 1, 4, 4, 8);
-    const ddpm_tensor narrow = ddpm_tensor_4d(p, 8, 3, 3, 4), small = ddpm_tensor_1d(p, 7), even = ddpm_tensor_4d(p, 8, 2, 2, 8);
-    const struct conv2d_args good = {.x = &x, .w = &w, .stride = 1, .pad_top = 1, .pad_left = 1, .pad_bottom = 1,
-                                     .pad_right = 1, .y = &y};
+    float *p = zeros(4096);
+    ddpm_tensor x = ddpm_tensor_4d(p, 1, 4, 4, 8), w = ddpm_tensor_4d(p, 8, 3, 3, 8),
+                y = ddpm_tensor_4d(p, 1, 4, 4, 8);
+    const ddpm_tensor narrow = ddpm_tensor_4d(p, 8, 3, 3, 4), small = ddpm_tensor_1d(p, 7),
+                      even = ddpm_tensor_4d(p, 8, 2, 2, 8);
+    const struct conv2d_args good = {.x = &x,
+                                     .w = &w,
+                                     .stride = 1,
+                                     .pad_top = 1,
+                                     .pad_left = 1,
+                                     .pad_bottom = 1,
+                                     .pad_right = 1,
+                                     .y = &y};
     struct conv2d_args a = good;
     a.w = &narrow;
-    OP_FAILS(SHAPE, ops->conv2d(be, &a));
+    assert_status(ops->conv2d(be, &a), DDPM_SHAPE);
     assert_non_null(strstr(ddpm_last_error(), "w is [8,3,3,4], expected [?,?,?,8]"));
     a = good;
     a.bias = &small;
-    OP_FAILS(SHAPE, ops->conv2d(be, &a));
+    assert_status(ops->conv2d(be, &a), DDPM_SHAPE);
     a = good;
     a.pad_right = 0;
-    OP_FAILS(SHAPE, ops->conv2d(be, &a));
+    assert_status(ops->conv2d(be, &a), DDPM_SHAPE);
     a = good;
     a.stride = 3;
-    OP_FAILS(SHAPE, ops->conv2d(be, &a));
+    assert_status(ops->conv2d(be, &a), DDPM_SHAPE);
     a = good;
     a.w = &even;
-    OP_FAILS(SHAPE, ops->conv2d(be, &a));
+    assert_status(ops->conv2d(be, &a), DDPM_SHAPE);
     a = good;
     a.x = NULL;
-    OP_FAILS(SHAPE, ops->conv2d(be, &a));
+    assert_status(ops->conv2d(be, &a), DDPM_SHAPE);
     x.dtype = DDPM_U8;
-    OP_FAILS(SHAPE, ops->conv2d(be, &good));
-    free(p);
+    assert_status(ops->conv2d(be, &good), DDPM_SHAPE);
     ddpm_backend_free(be);
 }
 
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(all_passes_equal_the_definition), cmocka_unit_test(bits_do_not_depend_on_threads),
-        cmocka_unit_test(epilogue_parts_are_optional),     cmocka_unit_test(gradients_are_finite_differences),
-        cmocka_unit_test(kernel_may_be_a_view),            cmocka_unit_test(frozen_weights_give_the_same_bits),
-        cmocka_unit_test(memory_is_measured_and_stays),    cmocka_unit_test(what_does_not_fit_is_refused),
+        OP_TEST(all_passes_equal_the_definition),
+        OP_TEST(bits_do_not_depend_on_threads),
+        OP_TEST(epilogue_parts_are_optional),
+        OP_TEST(gradients_are_finite_differences),
+        OP_TEST(kernel_may_be_a_view),
+        OP_TEST(frozen_weights_give_the_same_bits),
+        OP_TEST(memory_is_measured_and_stays),
+        OP_TEST(what_does_not_fit_is_refused),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -1,5 +1,5 @@
 /* test_embedding.c - time_embedding against exact sinusoids, rows of a table, and the order of their gradient. */
-#include "op_support_b.h"
+#include "op_support.h"
 
 /* Absolute 1e-7 * max(t, 10), as the golden files: frequencies are floats, and t multiplies their error. */
 static void test_time(void **state)

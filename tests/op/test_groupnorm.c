@@ -1,6 +1,6 @@
 /* test_groupnorm.c - GroupNorm and its gradient against float64 and finite differences, over one
  * source and two. */
-#include "op_support_b.h"
+#include "op_support.h"
 
 struct shape {
     int64_t n, h, w, c1, c2;

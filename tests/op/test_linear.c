@@ -1,4 +1,5 @@
-/* test_linear.c - dense layers against a float64 loop, few rows and many, views, threads, faults. */
+/* test_linear.c - dense layers against a float64 loop, few rows and many, views, threads, faults.
+ */
 #include "op_support.h"
 
 struct shape {
@@ -6,8 +7,9 @@ struct shape {
 };
 
 static const struct shape shapes[] = {
-    {1, 1, 1, 0},     {1, 128, 512, 0}, {8, 512, 300, 0},  {16, 33, 17, 3},   {17, 64, 64, 0},  {64, 100, 10, 0},
-    {200, 48, 130, 5}, {3, 512, 1000, 8}, {193, 257, 129, 0}, {400, 16, 513, 1}, {5, 7, 3, 0}, {128, 600, 96, 0},
+    {1, 1, 1, 0},       {1, 128, 512, 0},  {8, 512, 300, 0},  {16, 33, 17, 3},
+    {17, 64, 64, 0},    {64, 100, 10, 0},  {200, 48, 130, 5}, {3, 512, 1000, 8},
+    {193, 257, 129, 0}, {400, 16, 513, 1}, {5, 7, 3, 0},      {128, 600, 96, 0},
 };
 #define N_SHAPES ((int)(sizeof shapes / sizeof *shapes))
 
@@ -28,15 +30,16 @@ static ddpm_tensor view(float *data, int rows, int columns, int extra)
 static void setup(struct fixture *f, const struct shape *s)
 {
     const int sx = s->in + s->extra, sy = s->out + s->extra;
-    *f = (struct fixture){.s = *s, .nx = (int64_t)s->m * sx, .nw = (int64_t)s->out * s->in, .ny = (int64_t)s->m * sy};
-    f->x = op_random(f->nx, 1);
-    f->w = op_random(f->nw, 2);
-    f->b = op_random(s->out, 3);
-    f->dy = op_random(f->ny, 4);
-    f->y = op_doubles(f->ny);
-    f->dx = op_doubles(f->nx);
-    f->dw = op_doubles(f->nw);
-    f->db = op_doubles(s->out);
+    *f = (struct fixture){
+        .s = *s, .nx = (int64_t)s->m * sx, .nw = (int64_t)s->out * s->in, .ny = (int64_t)s->m * sy};
+    f->x = uniforms(f->nx, 1, -1, 1);
+    f->w = uniforms(f->nw, 2, -1, 1);
+    f->b = uniforms(s->out, 3, -1, 1);
+    f->dy = uniforms(f->ny, 4, -1, 1);
+    f->y = zeros64(f->ny);
+    f->dx = zeros64(f->nx);
+    f->dw = zeros64(f->nw);
+    f->db = zeros64(s->out);
     for (int m = 0; m < s->m; m++)
         for (int o = 0; o < s->out; o++) {
             const double g = f->dy[m * sy + o];
@@ -55,42 +58,38 @@ static void setup(struct fixture *f, const struct shape *s)
     f->tdy = view(f->dy, s->m, s->out, s->extra);
 }
 
-static void teardown(struct fixture *f)
-{
-    free(f->x);
-    free(f->w);
-    free(f->b);
-    free(f->dy);
-    free(f->y);
-    free(f->dx);
-    free(f->dw);
-    free(f->db);
-}
-
 static void forward(ddpm_backend *be, struct fixture *f, float *y)
 {
     ddpm_tensor ty = view(y, f->s.m, f->s.out, f->s.extra);
-    OP_OK(backend_ops(be)->linear(be, &(struct linear_args){.x = &f->tx, .w = &f->tw, .bias = &f->tb, .y = &ty}));
+    assert_ok(backend_ops(be)->linear(
+        be, &(struct linear_args){.x = &f->tx, .w = &f->tw, .bias = &f->tb, .y = &ty}));
 }
 
-static void backward(ddpm_backend *be, struct fixture *f, bool accumulate, float *dx, float *dw, float *db)
+static void backward(ddpm_backend *be, struct fixture *f, bool accumulate, float *dx, float *dw,
+                     float *db)
 {
-    ddpm_tensor tdx = view(dx, f->s.m, f->s.in, f->s.extra), tdw = ddpm_tensor_2d(dw, f->s.out, f->s.in);
+    ddpm_tensor tdx = view(dx, f->s.m, f->s.in, f->s.extra),
+                tdw = ddpm_tensor_2d(dw, f->s.out, f->s.in);
     ddpm_tensor tdb = ddpm_tensor_1d(db, f->s.out);
-    OP_OK(backend_ops(be)->linear_bwd(be, &(struct linear_bwd_args){.x = &f->tx, .w = &f->tw, .dy = &f->tdy,
-                                                                    .accumulate = accumulate, .dx = &tdx, .dw = &tdw, .db = &tdb}));
+    assert_ok(backend_ops(be)->linear_bwd(be, &(struct linear_bwd_args){.x = &f->tx,
+                                                                        .w = &f->tw,
+                                                                        .dy = &f->tdy,
+                                                                        .accumulate = accumulate,
+                                                                        .dx = &tdx,
+                                                                        .dw = &tdw,
+                                                                        .db = &tdb}));
 }
 
 static void both_passes_equal_the_definition(void **state)
 {
     (void)state;
-    ddpm_backend *be = op_backend(2);
+    ddpm_backend *be = cpu_with(2);
     for (int i = 0; i < N_SHAPES; i++) {
         struct fixture f;
         setup(&f, &shapes[i]);
-        float *y = op_floats(f.ny), *dx = op_floats(f.nx), *dw = op_floats(f.nw), *db = op_floats(f.s.out);
+        float *y = zeros(f.ny), *dx = zeros(f.nx), *dw = zeros(f.nw), *db = zeros(f.s.out);
         forward(be, &f, y);
-        op_compare("y", y, f.y, f.ny, OP_TOLERANCE);
+        close_at(__FILE__, __LINE__, "y", y, f.y, f.ny, OP_TOLERANCE);
         for (int times = 1; times <= 2; times++) { /* the second adds */
             backward(be, &f, times == 2, dx, dw, db);
             for (int64_t j = 0; times == 2 && j < f.nx; j++)
@@ -99,15 +98,10 @@ static void both_passes_equal_the_definition(void **state)
                 f.dw[j] *= 2;
             for (int64_t j = 0; times == 2 && j < f.s.out; j++)
                 f.db[j] *= 2;
-            op_compare("dx", dx, f.dx, f.nx, OP_TOLERANCE);
-            op_compare("dw", dw, f.dw, f.nw, OP_TOLERANCE);
-            op_compare("db", db, f.db, f.s.out, OP_TOLERANCE);
+            close_at(__FILE__, __LINE__, "dx", dx, f.dx, f.nx, OP_TOLERANCE);
+            close_at(__FILE__, __LINE__, "dw", dw, f.dw, f.nw, OP_TOLERANCE);
+            close_at(__FILE__, __LINE__, "db", db, f.db, f.s.out, OP_TOLERANCE);
         }
-        free(y);
-        free(dx);
-        free(dw);
-        free(db);
-        teardown(&f);
     }
     ddpm_backend_free(be);
 }
@@ -121,20 +115,14 @@ static void bits_do_not_depend_on_threads(void **state)
         const int64_t all = f.ny + f.nx + f.nw + f.s.out;
         float *first = NULL;
         for (int threads = 1; threads <= 3; threads++) {
-            ddpm_backend *be = op_backend(threads);
-            float *r = op_floats(all);
+            ddpm_backend *be = cpu_with(threads);
+            float *r = zeros(all);
             forward(be, &f, r);
             backward(be, &f, false, r + f.ny, r + f.ny + f.nx, r + f.ny + f.nx + f.nw);
-            if (first) {
-                op_same_bits("results on 1 and more threads", first, r, all);
-                free(r);
-            } else {
-                first = r;
-            }
+            if (first) assert_bits(first, r, all);
+            first = r;
             ddpm_backend_free(be);
         }
-        free(first);
-        teardown(&f);
     }
 }
 
@@ -144,59 +132,58 @@ static void gradients_are_finite_differences(void **state)
     (void)state;
     struct fixture f;
     setup(&f, &shapes[3]);
-    ddpm_backend *be = op_backend(2);
-    float *y = op_floats(f.ny), *dx = op_floats(f.nx), *dw = op_floats(f.nw), *db = op_floats(f.s.out);
+    ddpm_backend *be = cpu_with(2);
+    float *y = zeros(f.ny), *dx = zeros(f.nx), *dw = zeros(f.nw), *db = zeros(f.s.out);
     backward(be, &f, false, dx, dw, db);
     float *const value[] = {f.x, f.w, f.b}, *const gradient[] = {dx, dw, db};
     const int64_t count[] = {f.nx, f.nw, f.s.out};
     for (int i = 0; i < 3; i++) {
-        float *direction = op_random(count[i], 30 + (uint64_t)i);
+        float *direction = uniforms(count[i], 30 + (uint64_t)i, -1, 1);
         double loss[2];
         for (int side = 0; side < 2; side++) {
             for (int64_t j = 0; j < count[i]; j++)
                 value[i][j] += side ? -2 * direction[j] : direction[j];
             forward(be, &f, y);
-            loss[side] = op_dot(y, f.dy, f.ny);
+            loss[side] = dot_product(y, f.dy, f.ny);
         }
-        const double by_gradient = op_dot(gradient[i], direction, count[i]);
-        assert_true(fabs((loss[0] - loss[1]) / 2 - by_gradient) <= 1e-4 * (fabs(by_gradient) + sqrt((double)f.ny)));
+        const double by_gradient = dot_product(gradient[i], direction, count[i]);
+        assert_true(fabs((loss[0] - loss[1]) / 2 - by_gradient) <=
+                    1e-4 * (fabs(by_gradient) + sqrt((double)f.ny)));
         for (int64_t j = 0; j < count[i]; j++)
             value[i][j] += direction[j];
-        free(direction);
     }
-    free(y);
-    free(dx);
-    free(dw);
-    free(db);
-    teardown(&f);
     ddpm_backend_free(be);
 }
 
 static void what_does_not_fit_is_refused(void **state)
 {
     (void)state;
-    ddpm_backend *be = op_backend(1);
+    ddpm_backend *be = cpu_with(1);
     const struct ops *ops = backend_ops(be);
-    float *p = op_floats(256);
-    ddpm_tensor x = ddpm_tensor_2d(p, 2, 8), w = ddpm_tensor_2d(p, 4, 8), y = ddpm_tensor_2d(p, 2, 4);
+    float *p = zeros(256);
+    ddpm_tensor x = ddpm_tensor_2d(p, 2, 8), w = ddpm_tensor_2d(p, 4, 8),
+                y = ddpm_tensor_2d(p, 2, 4);
     const ddpm_tensor narrow = ddpm_tensor_2d(p, 4, 7), bias = ddpm_tensor_1d(p, 5);
-    OP_FAILS(SHAPE, ops->linear(be, &(struct linear_args){.x = &x, .w = &narrow, .y = &y}));
+    assert_status(ops->linear(be, &(struct linear_args){.x = &x, .w = &narrow, .y = &y}),
+                  DDPM_SHAPE);
     assert_non_null(strstr(ddpm_last_error(), "w is [4,7], expected [?,8]"));
-    OP_FAILS(SHAPE, ops->linear(be, &(struct linear_args){.x = &x, .w = &w, .bias = &bias, .y = &y}));
-    OP_FAILS(SHAPE, ops->linear(be, &(struct linear_args){.x = &x, .w = &w, .y = &x}));
-    OP_FAILS(SHAPE, ops->linear(be, &(struct linear_args){.x = &x, .w = &w}));
-    OP_FAILS(SHAPE, ops->linear_bwd(be, &(struct linear_bwd_args){.x = &x, .dy = &y, .w = &w, .dw = &y}));
-    free(p);
+    assert_status(ops->linear(be, &(struct linear_args){.x = &x, .w = &w, .bias = &bias, .y = &y}),
+                  DDPM_SHAPE);
+    assert_status(ops->linear(be, &(struct linear_args){.x = &x, .w = &w, .y = &x}), DDPM_SHAPE);
+    assert_status(ops->linear(be, &(struct linear_args){.x = &x, .w = &w}), DDPM_SHAPE);
+    assert_status(
+        ops->linear_bwd(be, &(struct linear_bwd_args){.x = &x, .dy = &y, .w = &w, .dw = &y}),
+        DDPM_SHAPE);
     ddpm_backend_free(be);
 }
 
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(both_passes_equal_the_definition),
-        cmocka_unit_test(bits_do_not_depend_on_threads),
-        cmocka_unit_test(gradients_are_finite_differences),
-        cmocka_unit_test(what_does_not_fit_is_refused),
+        OP_TEST(both_passes_equal_the_definition),
+        OP_TEST(bits_do_not_depend_on_threads),
+        OP_TEST(gradients_are_finite_differences),
+        OP_TEST(what_does_not_fit_is_refused),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

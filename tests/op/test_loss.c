@@ -1,5 +1,5 @@
 /* test_loss.c - diffusion_loss: value and gradient against float64, the same eps as q_sample, fixed sums. */
-#include "op_support_b.h"
+#include "op_support.h"
 
 #include "formulas.h"
 

@@ -1,6 +1,6 @@
 /* test_noise.c - gaussian and q_sample: the noise is the keyed function that philox.h and formulas.h define, whatever the
  * batch, the threads and the instruction set; and it is normal. */
-#include "op_support_b.h"
+#include "op_support.h"
 
 #include "formulas.h"
 

@@ -1,5 +1,5 @@
 /* test_optimizer.c - sum_squares, and AdamW with clip and EMAs over twenty steps against the rule in float64. */
-#include "op_support_b.h"
+#include "op_support.h"
 
 static void test_sum_squares(void **state)
 {

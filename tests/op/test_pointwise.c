@@ -1,5 +1,5 @@
 /* test_pointwise.c - silu, add, to_u8: values, gradient, allowed aliasing, threads, shapes. */
-#include "op_support_b.h"
+#include "op_support.h"
 
 static double exact_silu(double x)
 {

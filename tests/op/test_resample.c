@@ -1,5 +1,5 @@
 /* test_resample.c - upsample2, avgpool2 and their gradients, element by element. */
-#include "op_support_b.h"
+#include "op_support.h"
 
 struct shape {
     int64_t n, h, w, c; /* of the smaller image */

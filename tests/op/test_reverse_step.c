@@ -1,5 +1,5 @@
 /* test_reverse_step.c - one step back: the linear form against float64, clamping, noise by key, images apart. */
-#include "op_support_b.h"
+#include "op_support.h"
 
 #include "formulas.h"
 

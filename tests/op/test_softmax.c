@@ -1,5 +1,5 @@
 /* test_softmax.c - softmax and log softmax over rows, and their gradients by central differences. */
-#include "op_support_b.h"
+#include "op_support.h"
 
 static void reference_row(int64_t n, bool log_of, const double *x, double *y)
 {

@@ -1,6 +1,6 @@
 /* test_step.c - open_step and close_step: the numbers of a step from its counters, its times, its figures, and which steps
  * are skipped. */
-#include "op_support_b.h"
+#include "op_support.h"
 
 #include "step_rates.h"
 

@@ -1,22 +1,28 @@
 /* conv_winograd.c - 3x3 convolutions of stride 1 by Winograd's F(4x4, 3x3): a quarter of the multiplications.
  *
- * The images' tiles are one long list, worked off in chunks: transform the chunk's pixels (V), multiply 36 matrices
- * [tiles, C] x [C, K] (M), transform back with bias, embedding and residual added on the way. Each of the three is a round of
- * tasks; a chunk is small enough for V and M to stay in the caches. Data is the same with the kernel turned round and its
- * channels exchanged. Filter adds up S[p] = W[p]^T V[p] over the chunks, in their order, and transforms once at the end.
+ * The images' tiles are one long list. Forward, a task takes some of them all the way: it transforms their pixels (V), and for 32
+ * output channels at a time multiplies 36 matrices [tiles, C] x [C, 32] (M) and transforms back with bias, embedding and
+ * residual added on the way. V and M stay in the thread's own cache; U, the transformed weights, is read once per task, which 24 tiles
+ * pay for. Data is the same with the kernel turned round and its channels exchanged. Rounds of tasks that share V and M of larger
+ * chunks were half as fast for 32 and 64 channels: every number went through the cache that the cores share.
  *
- * Cost: 36/144 of the direct multiplications, and 2.25 times the activations written and read twice, in the caches. Fusing
- * the three rounds for a small block of tiles per thread was not taken: U (9 MiB for 256 x 256) would be read anew
- * for every block, and few tiles would leave threads idle. */
+ * Filter adds up S[p] = W[p]^T V[p] over chunks of tiles, in their order, and transforms once at the end. Its sums need long
+ * chunks, so there each step is a round of tasks. V is written in the panels that a product reads, and W with rows that do not
+ * fall on the same cache sets, so nothing is packed. */
 #include "conv.h"
 #include "gemm.h"
 #include "winograd.h"
 
+#include <string.h>
+
 #define POINTS      WINOGRAD_POINTS
-#define CHUNK       192 /* tiles: 16 rows of micro-tiles */
+#define TILES_MOST  24  /* of a forward task; whole micro-tiles, as is the least */
+#define TILES_LOW   12
+#define CHUNK       192 /* tiles of filter's rounds */
 #define TILES_LEAST 4   /* of an image; fewer, and transforming the weights costs more than it saves */
-#define TASK_TILES  8   /* of a transform task */
-#define COLUMNS     128 /* of a product task; a multiple of every panel's width */
+#define TASK_TILES  8   /* of a transform task of filter */
+#define COLUMNS     32  /* of a product forward; a multiple of every panel's width */
+#define APART       16  /* floats between the matrices of two points, so that a tile's 36 numbers are not all in one cache set */
 #define FILTER_ROWS 96
 
 struct call {
@@ -24,15 +30,21 @@ struct call {
     int64_t in, out;          /* channels of the pixels that V and M are made of */
     int64_t in_h, in_w, out_h, out_w, pad_top, pad_left;
     int64_t tiles_x, tiles_image, tiles;
-    int64_t first, count;     /* the chunk */
+    int64_t first, count;     /* filter: the chunk */
+    int64_t task_tiles;       /* forward */
     const ddpm_tensor *from, *to, *add;
     const float *offsets;     /* [n, out] or [out] */
     int64_t offset_image;     /* from one image's offsets to the next's */
     const float *w;
     bool turned;
-    float *u, *v, *m, *work;  /* packed U [36][panels]; V [36][CHUNK][in]; M [36][CHUNK][out] */
+    float *u;                 /* forward: packed [36][panels] */
     size_t u_point;
-    float *dw;                /* filter: M is W */
+    float *work;              /* forward: each thread's V [36][task_tiles][in], M [36][task_tiles][COLUMNS] and gemm's */
+    size_t work_floats;
+    float *v, *m;             /* filter: V [36][panels], W [36][CHUNK][m_row] */
+    int64_t v_point, m_point; /* from one point's matrix to the next's */
+    int64_t m_row;
+    float *dw;
     int64_t dw_row;
 };
 
@@ -69,45 +81,47 @@ static float *patch_of(const ddpm_tensor *t, int64_t n, int64_t h, int64_t w, in
     return (float *)t->data + n * t->stride[0] + h * t->stride[1] + w * t->stride[2];
 }
 
-static int64_t task_end(const struct call *c, int64_t i)
-{
-    return (i + 1) * TASK_TILES < c->count ? (i + 1) * TASK_TILES : c->count;
-}
+/* --- forward and data --- */
 
-static void input_task(void *context, int64_t i, int thread)
+static void transform_input(const struct call *c, int64_t first, int64_t count, float *v)
 {
-    (void)thread;
-    const struct call *c = context;
-    for (int64_t j = i * TASK_TILES; j < task_end(c, i); j++) {
-        const struct tile t = tile_of(c, c->first + j);
+    for (int64_t j = 0; j < count; j++) {
+        const struct tile t = tile_of(c, first + j);
         struct winograd_patch at;
         const float *x = patch_of(c->from, t.n, t.h - c->pad_top, t.w - c->pad_left, 6, &at);
-        winograd_input(x, &at, c->in, c->v + j * c->in, CHUNK * c->in);
+        winograd()->input(x, &at, c->in, v + j * c->in, c->v_point, c->in, 0);
     }
 }
 
-static void product_task(void *context, int64_t i, int thread)
+static void transform_output(const struct call *c, int64_t first, int64_t count, const float *m, int64_t k0,
+                             int64_t columns)
 {
-    const struct call *c = context;
-    const int64_t columns = conv_blocks(c->out, COLUMNS), p = i / columns, j0 = i % columns * COLUMNS;
-    gemm_run(&(struct gemm){.m = c->count, .n = c->out - j0 < COLUMNS ? c->out - j0 : COLUMNS, .k = c->in,
-                            .a = c->v + p * CHUNK * c->in, .a_row = c->in, .a_col = 1,
-                            .b = c->u + (size_t)p * c->u_point + (size_t)(j0 * c->in), .packed_b = true,
-                            .c = c->m + p * CHUNK * c->out + j0, .c_row = c->out},
-             c->work + (size_t)thread * gemm_work_floats());
+    for (int64_t j = 0; j < count; j++) {
+        const struct tile t = tile_of(c, first + j);
+        struct winograd_patch at;
+        float *y = patch_of(c->to, t.n, t.h, t.w, WINOGRAD_TILE, &at) + k0;
+        const float *add = c->add ? conv_f32(c->add) + (y - conv_f32(c->to)) : NULL;
+        winograd()->output(m + j * COLUMNS, c->m_point, columns,
+                        c->offsets ? c->offsets + t.n * c->offset_image + k0 : NULL, add, &at, y);
+    }
 }
 
-static void output_task(void *context, int64_t i, int thread)
+static void tiles_task(void *context, int64_t i, int thread)
 {
-    (void)thread;
     const struct call *c = context;
-    for (int64_t j = i * TASK_TILES; j < task_end(c, i); j++) {
-        const struct tile t = tile_of(c, c->first + j);
-        struct winograd_patch at;
-        float *y = patch_of(c->to, t.n, t.h, t.w, WINOGRAD_TILE, &at);
-        const float *add = c->add ? conv_f32(c->add) + (y - conv_f32(c->to)) : NULL;
-        winograd_output(c->m + j * c->out, CHUNK * c->out, c->out, c->offsets ? c->offsets + t.n * c->offset_image : NULL,
-                        add, &at, y);
+    const int64_t first = i * c->task_tiles, left = c->tiles - first, count = left < c->task_tiles ? left : c->task_tiles;
+    float *v = c->work + (size_t)thread * c->work_floats, *m = v + POINTS * c->v_point;
+    float *work = m + POINTS * c->m_point;
+    transform_input(c, first, count, v);
+    for (int64_t k0 = 0; k0 < c->out; k0 += COLUMNS) {
+        const int64_t columns = c->out - k0 < COLUMNS ? c->out - k0 : COLUMNS;
+        for (int64_t p = 0; p < POINTS; p++)
+            gemm_run(&(struct gemm){.m = count, .n = columns, .k = c->in,
+                                    .a = v + p * c->v_point, .a_row = c->in, .a_col = 1,
+                                    .b = c->u + (size_t)p * c->u_point + (size_t)(k0 * c->in), .packed_b = true,
+                                    .c = m + p * c->m_point, .c_row = COLUMNS},
+                     work);
+        transform_output(c, first, count, m, k0, columns);
     }
 }
 
@@ -122,7 +136,7 @@ static void weights_task(void *context, int64_t i, int thread)
     for (int64_t k = 0; k < c->in; k++, u += nr) {
         if (o < c->out) {
             const float *w = c->turned ? c->w + k * s->w_row + o : c->w + o * s->w_row + k;
-            winograd_weights(w, c->turned ? 1 : s->w_row, s->c, c->turned, u, (int64_t)c->u_point);
+            winograd()->weights(w, c->turned ? 1 : s->w_row, s->c, c->turned, u, (int64_t)c->u_point);
             continue;
         }
         for (int p = 0; p < POINTS; p++)
@@ -138,23 +152,30 @@ static void set_tiles(struct call *c)
     c->tiles = c->s->n * c->tiles_image;
 }
 
+/* Fewer tiles a task where there would be too few tasks for the threads: a result depends on its own tile alone. */
+static int64_t tiles_of_task(int64_t tiles, int threads)
+{
+    return tiles >= 2 * (int64_t)threads * TILES_MOST ? TILES_MOST : TILES_LOW;
+}
+
 /* Forward and data: everything but what the caller has put into c. `offsets`: floats of scratch wanted in front. */
-static ddpm_status run(ddpm_backend *be, struct call *c, const ddpm_tensor *w, int form, size_t offsets, float **front)
+static ddpm_status prepare(ddpm_backend *be, struct call *c, const ddpm_tensor *w, int form, size_t offsets, float **front)
 {
     c->u_point = gemm_packed_floats(c->in, c->out);
     set_tiles(c);
+    c->task_tiles = tiles_of_task(c->tiles, cpu_threads(be));
     const size_t u = conv_line(POINTS * c->u_point * sizeof(float)) / sizeof(float);
-    const size_t v = (size_t)(POINTS * CHUNK * c->in), m = (size_t)(POINTS * CHUNK * c->out);
-    const size_t work = (size_t)cpu_threads(be) * gemm_work_floats();
+    c->v_point = c->task_tiles * c->in + APART;
+    c->m_point = c->task_tiles * COLUMNS + APART;
+    c->work_floats = (size_t)(POINTS * (c->v_point + c->m_point)) + gemm_work_floats();
+    const size_t work = (size_t)cpu_threads(be) * c->work_floats;
     void *scratch, *packed;
     bool is_ready;
     offsets = conv_line(offsets * sizeof(float)) / sizeof(float);
-    TRY(cpu_scratch(be, (offsets + u + v + m + work) * sizeof(float), &scratch));
+    TRY(cpu_scratch(be, (offsets + u + work) * sizeof(float), &scratch));
     if (cpu_is_measuring(be)) return DDPM_OK;
     *front = scratch;
-    c->v = (float *)scratch + offsets + u;
-    c->m = c->v + v;
-    c->work = c->m + m;
+    c->work = (float *)scratch + offsets + u;
     TRY(packed_place(be, w->data, form, u * sizeof(float), (float *)scratch + offsets, &packed, &is_ready));
     c->u = packed;
     c->w = w->data;
@@ -162,14 +183,9 @@ static ddpm_status run(ddpm_backend *be, struct call *c, const ddpm_tensor *w, i
     return DDPM_OK;
 }
 
-static void run_chunks(ddpm_backend *be, struct call *c)
+static void run(ddpm_backend *be, struct call *c)
 {
-    for (c->first = 0; c->first < c->tiles; c->first += CHUNK) {
-        c->count = c->tiles - c->first < CHUNK ? c->tiles - c->first : CHUNK;
-        cpu_run(be, conv_blocks(c->count, TASK_TILES), input_task, c);
-        cpu_run(be, POINTS * conv_blocks(c->out, COLUMNS), product_task, c);
-        cpu_run(be, conv_blocks(c->count, TASK_TILES), output_task, c);
-    }
+    cpu_run(be, conv_blocks(c->tiles, c->task_tiles), tiles_task, c);
 }
 
 ddpm_status conv_winograd(ddpm_backend *be, const struct conv *s, const struct conv2d_args *a)
@@ -177,13 +193,13 @@ ddpm_status conv_winograd(ddpm_backend *be, const struct conv *s, const struct c
     struct call c = {.s = s, .in = s->c, .out = s->k, .in_h = s->h, .in_w = s->w, .out_h = s->ho, .out_w = s->wo,
                      .pad_top = s->pad_top, .pad_left = s->pad_left, .from = a->x, .to = a->y, .add = a->residual};
     float *offsets = NULL;
-    TRY(run(be, &c, a->w, FORM_WINOGRAD_FORWARD, a->emb ? (size_t)(s->n * s->k) : 0, &offsets));
+    TRY(prepare(be, &c, a->w, FORM_WINOGRAD_FORWARD, a->emb ? (size_t)(s->n * s->k) : 0, &offsets));
     if (cpu_is_measuring(be)) return DDPM_OK;
     for (int64_t n = 0; a->emb && n < s->n; n++)
         conv_offsets(s, a->bias, a->emb, n, offsets + n * s->k);
     c.offsets = a->emb ? offsets : a->bias ? conv_f32(a->bias) : NULL;
     c.offset_image = a->emb ? s->k : 0;
-    run_chunks(be, &c);
+    run(be, &c);
     return DDPM_OK;
 }
 
@@ -193,12 +209,30 @@ ddpm_status conv_winograd_data(ddpm_backend *be, const struct conv *s, const str
                      .pad_top = 2 - s->pad_top, .pad_left = 2 - s->pad_left, .from = a->dy, .to = a->dx,
                      .add = a->accumulate ? a->dx : NULL, .turned = true};
     float *front;
-    TRY(run(be, &c, a->w, FORM_WINOGRAD_DATA, 0, &front));
-    if (!cpu_is_measuring(be)) run_chunks(be, &c);
+    TRY(prepare(be, &c, a->w, FORM_WINOGRAD_DATA, 0, &front));
+    if (!cpu_is_measuring(be)) run(be, &c);
     return DDPM_OK;
 }
 
 /* --- filter: `to` is dy, m its transform, u the sums S[p] [K, C] --- */
+
+static int64_t task_end(const struct call *c, int64_t i)
+{
+    return (i + 1) * TASK_TILES < c->count ? (i + 1) * TASK_TILES : c->count;
+}
+
+static void input_task(void *context, int64_t i, int thread)
+{
+    (void)thread;
+    const struct call *c = context;
+    const int nr = gemm_kernel()->nr;
+    for (int64_t j = i * TASK_TILES; j < task_end(c, i); j++) {
+        const struct tile t = tile_of(c, c->first + j);
+        struct winograd_patch at;
+        const float *x = patch_of(c->from, t.n, t.h - c->pad_top, t.w - c->pad_left, 6, &at);
+        winograd()->input(x, &at, c->in, c->v + j * nr, c->v_point, nr, c->count * nr);
+    }
+}
 
 static void gradient_task(void *context, int64_t i, int thread)
 {
@@ -208,7 +242,7 @@ static void gradient_task(void *context, int64_t i, int thread)
         const struct tile t = tile_of(c, c->first + j);
         struct winograd_patch at;
         const float *dy = patch_of(c->to, t.n, t.h, t.w, WINOGRAD_TILE, &at);
-        winograd_gradient(dy, &at, c->out, c->m + j * c->out, CHUNK * c->out);
+        winograd()->gradient(dy, &at, c->out, c->m + j * c->m_row, c->m_point);
     }
 }
 
@@ -217,8 +251,8 @@ static void sum_task(void *context, int64_t i, int thread)
     const struct call *c = context;
     const int64_t rows = conv_blocks(c->out, FILTER_ROWS), p = i / rows, k0 = i % rows * FILTER_ROWS;
     gemm_run(&(struct gemm){.m = c->out - k0 < FILTER_ROWS ? c->out - k0 : FILTER_ROWS, .n = c->in, .k = c->count,
-                            .a = c->m + p * CHUNK * c->out + k0, .a_row = 1, .a_col = c->out,
-                            .b = c->v + p * CHUNK * c->in, .b_row = c->in, .b_col = 1,
+                            .a = c->m + p * c->m_point + k0, .a_row = 1, .a_col = c->m_row,
+                            .b = c->v + p * c->v_point, .packed_b = true,
                             .c = c->u + (p * c->out + k0) * c->in, .c_row = c->in, .accumulate = c->first > 0},
              c->work + (size_t)thread * gemm_work_floats());
 }
@@ -227,28 +261,31 @@ static void weight_gradient_task(void *context, int64_t k, int thread)
 {
     (void)thread;
     const struct call *c = context;
-    winograd_weight_gradient(c->u + k * c->in, c->out * c->in, c->in, c->dw + k * c->dw_row, c->in);
+    winograd()->weight_gradient(c->u + k * c->in, c->out * c->in, c->in, c->dw + k * c->dw_row, c->in);
 }
 
 ddpm_status conv_winograd_filter(ddpm_backend *be, const struct conv *s, const struct conv2d_bwd_filter_args *a)
 {
     struct call c = {.s = s, .in = s->c, .out = s->k, .out_h = s->ho, .out_w = s->wo, .pad_top = s->pad_top,
-                     .pad_left = s->pad_left, .from = a->x};
-    ddpm_tensor dy = *a->dy;
+                     .pad_left = s->pad_left, .from = a->x, .to = a->dy};
+    c.v_point = (int64_t)gemm_packed_floats(CHUNK, s->c) + APART;
+    c.m_row = s->k % 32 ? s->k : s->k + 16;
+    c.m_point = CHUNK * c.m_row + APART;
     const size_t sums = conv_line((size_t)(s->n * s->k) * sizeof(float)) / sizeof(float);
-    const size_t u = (size_t)(POINTS * s->k * s->c);
-    const size_t v = (size_t)(POINTS * CHUNK * s->c), m = (size_t)(POINTS * CHUNK * s->k);
+    const size_t u = (size_t)(POINTS * s->k * s->c), v = (size_t)(POINTS * c.v_point);
+    const size_t m = (size_t)(POINTS * c.m_point);
     void *scratch;
     set_tiles(&c);
     TRY(cpu_scratch(be, (sums + u + v + m + (size_t)cpu_threads(be) * gemm_work_floats()) * sizeof(float), &scratch));
     if (cpu_is_measuring(be)) return DDPM_OK;
-    c.to = &dy;
     c.u = (float *)scratch + sums;
     c.v = c.u + u;
     c.m = c.v + v;
     c.work = c.m + m;
     c.dw = a->dw->data;
     c.dw_row = s->w_row;
+    /* columns behind the last channel, where it does not fill a panel */
+    if (s->c % gemm_kernel()->nr) memset(c.v, 0, v * sizeof *c.v);
     for (; c.first < c.tiles; c.first += CHUNK) {
         c.count = c.tiles - c.first < CHUNK ? c.tiles - c.first : CHUNK;
         cpu_run(be, conv_blocks(c.count, TASK_TILES), input_task, &c);

@@ -2,7 +2,7 @@
  *
  * k is cut into blocks of 256, so that a packed panel of b (256 x 32 floats, 32 KiB) lives in the first-level cache while
  * the rows of a pass by; n into blocks of 512, so that the packed block of b lives in the second level. a is read where it is when
- * its rows are contiguous and packed otherwise. The blocks depend on m, n, k alone. */
+ * its rows or columns are contiguous and fit the cache, and packed otherwise. The blocks depend on m, n, k alone. */
 #include "gemm.h"
 
 
@@ -70,9 +70,11 @@ static void pack_a(int64_t m, int64_t k, const float *a, int64_t a_row, int64_t 
     }
 }
 
-/* Rows 4 KiB apart fall on the same cache sets: those are packed too. */
+/* Rows 4 KiB apart fall on the same cache sets: those are packed too; and so do columns a multiple of 128 bytes apart, of which
+ * a sliver takes hundreds. */
 static bool rows_are_readable(const struct gemm *g)
 {
+    if (g->a_row == 1) return g->a_col % 32 != 0;
     return g->a_col == 1 && (g->m <= 8 || g->a_row % 1024 != 0);
 }
 
@@ -89,7 +91,7 @@ static void run_block(const struct gemm *g, int64_t m, int64_t n, int64_t k, con
         for (int64_t i = 0; i < m; i += mr) {
             const int rows = m - i < mr ? (int)(m - i) : mr;
             const float *at = direct ? a + i * g->a_row : pack + i * k;
-            kernel->run(k, at, direct ? g->a_row : 1, direct ? 1 : mr, b + j / nr * panel, c + i * g->c_row + j,
+            kernel->run(k, at, direct ? g->a_row : 1, direct ? g->a_col : mr, b + j / nr * panel, c + i * g->c_row + j,
                         g->c_row, rows, cols, accumulate);
         }
     }
