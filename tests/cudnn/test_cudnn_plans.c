@@ -67,7 +67,7 @@ static void test_tensors_of_a_graph(void **state)
     assert_non_null(t);
     assert_true(t->is_output);
     assert_int_equal(t->bytes, 2 * 8 * 8 * 64 * 2);
-    assert_int_equal(g->largest, 2 * 8 * 8 * 64 * 2);
+    assert_int_equal(g->largest, 64 * 3 * 3 * 32 * 2); /* of w here */
     assert_near(g->flops, 2.0 * 2 * 8 * 8 * 64 * 32 * 9, 0);
     assert_near(g->bytes_moved, 2.0 * (2 * 8 * 8 * 96 + 64 * 32 * 9) + 4 * 64, 0);
     cudnn_graph_free(plain);
