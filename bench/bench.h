@@ -34,8 +34,9 @@ ddpm_status bench_ops(bench_job *job);
 /* ---- machine.c ---- */
 
 /* What this machine can do at best, measured through the backend in the bench's dtype: the largest
- * of several matrix products, and a copy (bytes read and written); both NAN with skips_peak. And a
- * GPU's rating for dense bf16 products by its maker, 0 where unknown. */
+ * of several matrix products, and a copy (bytes read and written); both NAN with skips_peak and
+ * where no memory is left for them. And a GPU's rating for dense bf16 products by its maker, 0
+ * where unknown. */
 typedef struct {
     double gflop_per_s, gb_per_s, rated_gflop_per_s;
 } bench_peak;

@@ -142,7 +142,8 @@ void op_row_adamw(op_bench *b, const op_level *l)
     if (l->h < 14) return;
     ddpm_tensor p = op_take_1d(b, n), g = op_take_1d(b, n), ema = op_take_1d(b, n);
     ddpm_tensor m = op_take_zeros(b, n), v = op_take_zeros(b, n), half = {0};
-    if (b->act == DDPM_BF16) half = op_act_1d(b, n); /* the copy that the products read */
+    const bool has_half = b->act == DDPM_BF16 || b->rounds_act; /* the copy that products read */
+    if (has_half) half = op_take_half(b, n);
     const struct adamw_args args = {.p = &p,
                                     .g = &g,
                                     .m = &m,
@@ -154,11 +155,11 @@ void op_row_adamw(op_bench *b, const op_level *l)
                                     .eps = 1e-8f,
                                     .clip_norm = 1,
                                     .sum = op_take_sum(b),
-                                    .half = b->act == DDPM_BF16 ? &half : NULL,
+                                    .half = has_half ? &half : NULL,
                                     .state = op_take_state(b)};
     snprintf(of, sizeof of, "%lld, 1 EMA", (long long)n);
     /* p, g, m, v and the EMA: each read and written */
-    OP_TIME(b, adamw, of, &args, 0, (b->act == DDPM_BF16 ? 42.0 : 40.0) * (double)n);
+    OP_TIME(b, adamw, of, &args, 0, (has_half ? 42.0 : 40.0) * (double)n);
 }
 
 void op_row_to_u8(op_bench *b, const op_level *l)

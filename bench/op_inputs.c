@@ -164,9 +164,9 @@ ddpm_tensor op_act_2d(op_bench *b, int64_t rows, int64_t columns)
                    b->act);
 }
 
-ddpm_tensor op_act_1d(op_bench *b, int64_t n)
+ddpm_tensor op_take_half(op_bench *b, int64_t n)
 {
-    return of_type(ddpm_tensor_1d(take_uniform(b, n, act_as(b)), n), b->act);
+    return of_type(ddpm_tensor_1d(take_uniform(b, n, AS_BF16), n), DDPM_BF16);
 }
 
 ddpm_tensor op_take(op_bench *b, int64_t n, int64_t h, int64_t w, int64_t c)

@@ -44,11 +44,12 @@ typedef struct {
  * type of activations, op_take: f32. */
 ddpm_tensor op_act(op_bench *b, int64_t n, int64_t h, int64_t w, int64_t c);
 ddpm_tensor op_act_2d(op_bench *b, int64_t rows, int64_t columns);
-ddpm_tensor op_act_1d(op_bench *b, int64_t n);
 ddpm_tensor op_take(op_bench *b, int64_t n, int64_t h, int64_t w, int64_t c);
 ddpm_tensor op_take_2d(op_bench *b, int64_t rows, int64_t columns);
 ddpm_tensor op_take_1d(op_bench *b, int64_t n);
 ddpm_tensor op_take_u8(op_bench *b, int64_t n, int64_t h, int64_t w, int64_t c);
+/* bf16 [n], whatever the type of activations. */
+ddpm_tensor op_take_half(op_bench *b, int64_t n);
 /* f32 [n], zeros; one f64, zero. */
 ddpm_tensor op_take_zeros(op_bench *b, int64_t n);
 double *op_take_sum(op_bench *b);

@@ -1,4 +1,5 @@
-/* train.c - `ddpm bench train`: whole training steps on synthetic images, by the trainer itself.
+/* train.c - `ddpm bench train`: whole training steps on synthetic images, by the trainer itself. On
+ * a GPU a repeat is GPU_SPAN steps and one wait, for `ddpm train` waits once a log line.
  *
  * The trainer reads packs, so a small one of noise is written to a temporary folder and removed at
  * the end: the figure includes reading ahead, augmentation, clip, AdamW and every EMA. The first
@@ -19,7 +20,7 @@
 #include <string.h>
 #include <unistd.h>
 
-enum { PROFILED_STEPS = 3 };
+enum { PROFILED_STEPS = 3, GPU_SPAN = 4 };
 
 /* ---- the synthetic pack ---- */
 
@@ -101,23 +102,36 @@ static void remove_data(const char *dir)
 
 /* ---- the steps ---- */
 
-static ddpm_status time_steps(const bench_job *job, ddpm_trainer *t, bench_times *times,
+/* `span` steps one behind another, as `ddpm train` queues them, and the wait behind them: seconds of
+ * one, and the last one's loss. */
+static ddpm_status time_span(ddpm_trainer *t, int span, double *seconds, double *loss)
+{
+    ddpm_step_result results[DDPM_STEPS_PENDING];
+    int n = 0;
+    const double start = monotonic_seconds();
+    for (int i = 0; i < span; i++)
+        TRY(ddpm_trainer_queue(t));
+    TRY(ddpm_trainer_collect(t, results, &n));
+    *seconds = (monotonic_seconds() - start) / span;
+    *loss = results[n - 1].loss;
+    return DDPM_OK;
+}
+
+static ddpm_status time_steps(const bench_job *job, ddpm_trainer *t, int span, bench_times *times,
                               double *first_s, double *loss)
 {
-    ddpm_step_result result = {0};
     progress p;
     const int total = job->warmup + job->repeats;
-    progress_begin(&p, job->sink, "bench train", "step", total, 0);
+    progress_begin(&p, job->sink, "bench train", span > 1 ? "span" : "step", total, 0);
     for (int i = 0; i < total; i++) {
-        REQUIRE(!*job->stop, STOPPED, "stopped after %d of %d steps", i, total);
-        const double start = monotonic_seconds();
-        TRY(ddpm_trainer_step(t, &result)); /* its loss comes back, so the device has ended */
-        if (i >= job->warmup) bench_times_add(times, monotonic_seconds() - start);
+        double seconds;
+        REQUIRE(!*job->stop, STOPPED, "stopped after %d of %d repeats", i, total);
+        TRY(time_span(t, i == 0 ? 1 : span, &seconds, loss));
+        if (i >= job->warmup) bench_times_add(times, seconds);
         if (i == 0) *first_s = bench_process_seconds();
         progress_update(&p, i + 1, NULL);
     }
     progress_end(&p, NULL);
-    *loss = result.loss;
     return DDPM_OK;
 }
 
@@ -150,7 +164,8 @@ static ddpm_status run_steps(bench_job *job, ddpm_backend *be, ddpm_trainer *t, 
     const ddpm_train_config *c = &job->cfg.train;
     double first_s = 0, loss = 0;
     bench_peak peak;
-    TRY(time_steps(job, t, times, &first_s, &loss));
+    const int span = ddpm_backend_is_cpu(be) ? 1 : GPU_SPAN;
+    TRY(time_steps(job, t, span, times, &first_s, &loss));
     const int64_t device_bytes = (int64_t)ddpm_backend_memory_peak(be),
                   process_bytes = bench_process_peak_bytes();
     TRY(bench_measure_peak(job, be, &peak));
@@ -166,6 +181,7 @@ static ddpm_status run_steps(bench_job *job, ddpm_backend *be, ddpm_trainer *t, 
     report_int(r, "micro_batch", c->micro_batch ? c->micro_batch : c->batch);
     report_int(r, "warmup", job->warmup);
     report_int(r, "repeats", job->repeats);
+    report_int(r, "steps_per_repeat", span);
     report_real(r, "first_step_s", first_s);
     report_real(r, "step_median_ms", median * 1e3);
     report_real(r, "step_p99_ms", bench_times_quantile(times, 0.99) * 1e3);
@@ -185,7 +201,7 @@ ddpm_status bench_train(bench_job *job)
     ddpm_backend *be = NULL;
     ddpm_trainer *t = NULL;
     bench_times times = {0};
-    const int64_t needed = job->warmup + job->repeats + PROFILED_STEPS;
+    const int64_t needed = (job->warmup + job->repeats) * GPU_SPAN + PROFILED_STEPS;
     if (job->cfg.train.steps < needed) job->cfg.train.steps = needed;
     ddpm_status s = make_data(&job->cfg, dir, sizeof dir);
     if (!s) s = ddpm_backend_create(job->device, job->threads, &be);

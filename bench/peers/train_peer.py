@@ -138,7 +138,9 @@ class Training:
         if args.mode == "compile":
             # Inductor's graphs are CUDA's; a CPU has its default mode alone
             mode = "max-autotune" if self.device.type == "cuda" else None
-            self.loss_of, self.answer_of = torch.compile(self.loss, mode=mode), torch.compile(self.answer, mode=mode)
+            # dynamic=False: a second batch is compiled for its own size, like the first
+            self.loss_of = torch.compile(self.loss, mode=mode, dynamic=False)
+            self.answer_of = torch.compile(self.answer, mode=mode, dynamic=False)
 
     def batch(self, n):
         c = self.model_cfg

@@ -10,6 +10,7 @@
 
 #include "checkpoint.h"
 #include "fail.h"
+#include "notices.h"
 #include "philox.h"
 
 #include <errno.h>
@@ -243,6 +244,7 @@ static ddpm_status run_job(sample_run *r)
     progress_begin(&r->shown, r->args->sink, "sample", "img", total, 0);
     const ddpm_status s = draw_shards(r);
     r->report.steps = ddpm_sampler_steps(r->sampler);
+    notices_show(r->be, r->args->sink, &(int){0});
     if (s) return s;
     progress_end(&r->shown, NULL);
     return DDPM_OK;

@@ -11,6 +11,7 @@
 #include "checkpoint.h"
 #include "fail.h"
 #include "metrics.h"
+#include "notices.h"
 #include "run_folder.h"
 
 #include <inttypes.h>
@@ -43,6 +44,7 @@ struct run {
     double collected_at;             /* when the first of the pending steps was begun */
     int64_t first, end, saved;       /* steps; saved: -1 none */
     int failed_saves;
+    int notices; /* of the backend, shown */
     bool has_figures; /* put into metrics and not flushed */
     double losses[LOSSES_MAX];
     ddpm_run_report *report;
@@ -142,6 +144,7 @@ static void show_progress(struct run *r, const ddpm_step_result *res, int n, dou
     char note[96];
     snprintf(note, sizeof note, "loss %.4f, %.3g img/s", res->loss,
              (double)(n * r->trainer->batch) / seconds);
+    notices_show(r->trainer->be, r->opts->sink, &r->notices);
     progress_update(&r->progress, r->trainer->step, note);
 }
 
@@ -363,6 +366,7 @@ static ddpm_status train(struct run *r, ddpm_backend *be, const ddpm_config *cfg
     const ddpm_status s = loop(r);
     fill_report(r);
     progress_end(&r->progress, NULL);
+    notices_show(be, r->opts->sink, &r->notices);
     if (metrics_dropped(r->metrics))
         log_line(r->opts->sink, "%" PRId64 " lines of metrics could not be written",
                  metrics_dropped(r->metrics));

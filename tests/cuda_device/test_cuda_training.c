@@ -86,9 +86,11 @@ static void a_failed_device_is_not_saved(void **state)
     }
 }
 
-/* Every call of a run's creation failing in turn, out of memory and a fault by turns: its status, and nothing left. */
+/* Every call of a run's creation failing in turn, out of memory and a fault by turns: its status, and nothing left. Without
+ * the libraries, which go on with another engine after many of their failures. */
 static void creation_fails_well(void **state)
 {
+    setenv("DDPM_LIBRARIES", "0", 1);
     for (long n = 1;; n++) {
         const bool is_fault = n % 2;
         struct trained x = {0};
@@ -106,6 +108,34 @@ static void creation_fails_well(void **state)
         device_heal();
         if (reached) continue;
         assert_true(n > 30);
+        unsetenv("DDPM_LIBRARIES");
+        return;
+    }
+}
+
+/* The same with them, for calls all over it: a lost device is a fault, a failed allocation at worst one of memory. */
+static void creation_with_libraries_fails_well(void **state)
+{
+    int failures = 0;
+    for (long n = 1;; n += 1 + n / 6) {
+        const bool is_fault = failures++ % 2;
+        struct trained x = {0};
+        train_config(*state, NULL, 0, &x.cfg);
+        const long before = cuda_on_cpu_calls();
+        cuda_on_cpu_fail_call(n, is_fault ? cudaErrorLaunchFailure : cudaErrorMemoryAllocation, is_fault);
+        ddpm_status s = ddpm_backend_create("cuda", 0, &x.be);
+        if (!s) s = ddpm_trainer_create(x.be, &x.cfg, &x.t);
+        if (!s) s = ddpm_backend_sync(x.be);
+        const bool reached = cuda_on_cpu_calls() - before >= n;
+        if (reached && is_fault) assert_status(s, DDPM_BACKEND);
+        if (reached && !is_fault && s) assert_status(s, DDPM_NOMEM);
+        if (!reached) assert_ok(s);
+        cuda_on_cpu_fail_call(0, cudaSuccess, false);
+        train_close(&x);
+        assert_int_equal(cuda_on_cpu_live(), 0);
+        device_heal();
+        if (reached) continue;
+        assert_true(failures > 20);
         return;
     }
 }
@@ -113,6 +143,7 @@ static void creation_fails_well(void **state)
 static int begin(void **state)
 {
     device_begin(state);
+    setenv("DDPM_CACHE", "", 1);
     return support_setup(state);
 }
 
@@ -122,6 +153,7 @@ int main(void)
         cmocka_unit_test(what_does_not_fit_is_refused_with_a_size_that_does),
         cmocka_unit_test(a_failed_device_is_not_saved),
         cmocka_unit_test(creation_fails_well),
+        cmocka_unit_test(creation_with_libraries_fails_well),
     };
     return cmocka_run_group_tests(tests, begin, support_teardown);
 }

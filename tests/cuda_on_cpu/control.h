@@ -45,10 +45,17 @@ void cuda_on_cpu_devices(int count);
  * place. */
 void cuda_on_cpu_guard(bool on);
 
-/* Blocks (device, managed, pinned), streams, events, graphs and executable graphs that were made and not yet freed. */
+/* Blocks (device, managed, pinned), streams, events, graphs, executable graphs, and the libraries' handles and
+ * descriptors that were made and not yet freed. */
 size_t cuda_on_cpu_live(void);
 /* Kernels run so far, replays included. */
 long cuda_on_cpu_kernels(void);
+
+/* Runs of cuDNN's graphs and of cuBLASLt's products so far, replays included. */
+long cuda_on_cpu_graph_runs(void);
+long cuda_on_cpu_matmul_runs(void);
+/* Whether the libraries' stand-ins offer any engine at all; true at first. */
+void cuda_on_cpu_engines(bool exist);
 
 /* Whether some kernels of this program are compiled with -fsanitize=thread, so that shared memory is checked. */
 bool cuda_on_cpu_races_checked(void);

@@ -35,6 +35,27 @@ int device_count()
     return devices;
 }
 
+/* ---- libraries ---- */
+
+static std::vector<size_t (*)()> &live_counts()
+{
+    static std::vector<size_t (*)()> counts;
+    return counts;
+}
+
+bool count_live(size_t (*count)())
+{
+    live_counts().push_back(count);
+    return true;
+}
+
+static bool libraries_have_engines = true;
+
+bool engines_exist()
+{
+    return libraries_have_engines;
+}
+
 /* Counts this call; the error it has to give. */
 static cudaError_t asked_failure(entry_kind kind)
 {
@@ -344,7 +365,15 @@ void cuda_on_cpu_devices(int count)
 
 size_t cuda_on_cpu_live(void)
 {
-    return memory_live() + streams_live() + graphs_live();
+    size_t live = memory_live() + streams_live() + graphs_live();
+    for (size_t (*count)() : live_counts())
+        live += count();
+    return live;
+}
+
+void cuda_on_cpu_engines(bool exist)
+{
+    libraries_have_engines = exist;
 }
 
 } /* extern "C" */

@@ -4,7 +4,8 @@
  * memory.cpp    blocks with red zones, copies, fills
  * streams.cpp   queues, events, what runs when
  * graphs.cpp    capture, graphs, replay
- * launch.cpp    checks and attributes of kernels */
+ * launch.cpp    checks and attributes of kernels
+ * cudnn_*.cpp, cublaslt.cpp   the libraries, on top of these */
 #ifndef CUDA_ON_CPU_RUNTIME_H
 #define CUDA_ON_CPU_RUNTIME_H
 
@@ -34,6 +35,9 @@ cudaError_t enter(entry_kind kind, const std::function<cudaError_t()> &body);
 /* Without the lock or a count, for the few calls that only look. */
 int current_device();
 int device_count();
+/* A library's stand-in: how many of its objects live. Whether it has engines to offer, as control.h asks. */
+bool count_live(size_t (*count)());
+bool engines_exist();
 
 /* ---- memory ---- */
 

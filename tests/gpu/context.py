@@ -71,6 +71,7 @@ class Context:
         """Standard output of the command, and its seconds. Failed when its exit code is none of `codes`; TimedOut, with all
         that it started ended, after `seconds` or when the part's time is over."""
         command = [str(word) for word in command]
+        self.last_output, self.last_code = "", None
         limit = self.left() if seconds is None else min(seconds, self.left())
         if limit <= 0:
             raise TimedOut(f"no time left for {os.path.basename(command[0])}")
@@ -86,6 +87,7 @@ class Context:
         except subprocess.TimeoutExpired:
             end_group(process)
             out, err = process.communicate()
+            self.last_output, self.last_code = out + err, -signal.SIGKILL
             self.log(f"$ {' '.join(command)}\n[ended after {limit:.0f} s]\n{shortened(out)}{shortened(err)}")
             raise TimedOut(f"{os.path.basename(command[0])} took more than {limit:.0f} s") from None
         spent, self.last_output, self.last_code = time.monotonic() - begin, out + err, process.returncode

@@ -139,7 +139,10 @@ def build(context, figures):
         capability = first_line(context, ["nvidia-smi", "--query-gpu=compute_cap", "--format=csv,noheader"], r"(\d+\.\d+)")
         architecture = (capability or "9.0").replace(".", "") + "-real"
         figures["toolkit"], figures["cudnn"], figures["architecture"] = root, cudnn, architecture
-        _, figures["configure_s"] = context.run(configure_command(context, root, cudnn, architecture))
+        out, figures["configure_s"] = context.run(configure_command(context, root, cudnn, architecture))
+        figures["configured"] = re.findall(r"^-- ((?:CUDA backend|cuDNN).*)", out, re.M)
+        if "cuDNN: ON" not in out:
+            figures["note"] = "without cuDNN: the kernels' own products are slow"
         targets = [os.path.basename(name) for name in PROGRAMS] + op_test_names()
         _, figures["build_s"] = context.run(["cmake", "--build", context.build, "--target", *targets])
     figures["version"] = context.run([context.program("ddpm"), "--version"])[0].splitlines()

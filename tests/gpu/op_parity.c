@@ -23,7 +23,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { RUNS = 3, LEVELS_MAX = 16 };
+enum { RUNS = 3, LEVELS_MAX = 16, CALLS_MAX = 8 };
 enum run { ON_CPU, ON_DEVICE, AGAIN };
 
 /* One call's blocks after each run. */
@@ -31,7 +31,7 @@ struct call {
     const char *op;
     char of[96];
     int n;
-    struct op_taken block[OP_BLOCKS]; /* of the run on the device */
+    struct op_taken on_cpu[OP_BLOCKS], block[OP_BLOCKS]; /* of the runs on the CPU and on the device */
     void *after[RUNS][OP_BLOCKS];     /* host; owned */
 };
 
@@ -41,7 +41,8 @@ struct parity {
     const char *only_op;
     bool is_deterministic;
     enum run run;
-    struct call call;
+    struct call call[CALLS_MAX]; /* of the row under way; it may make several, one behind another */
+    int n_calls;                 /* so far in this run */
     int calls, failed, differing;
 };
 
@@ -55,13 +56,16 @@ static void call_release(struct call *c)
     *c = (struct call){0};
 }
 
-static void keep_blocks(struct parity *p, op_bench *b)
+static void keep_blocks(const struct parity *p, struct call *c, op_bench *b)
 {
-    struct call *c = &p->call;
+    if (p->run != ON_CPU && c->n != b->n_blocks) {
+        b->s = FAIL(BUG, "%d blocks on the device, %d on the CPU", b->n_blocks, c->n);
+        return;
+    }
     c->n = b->n_blocks;
     for (int i = 0; i < b->n_blocks && !b->s; i++) {
         const struct op_taken *block = &b->blocks[i];
-        if (p->run != ON_CPU) c->block[i] = *block;
+        *(p->run == ON_CPU ? &c->on_cpu[i] : &c->block[i]) = *block;
         void *host = c->after[p->run][i] = malloc(block->bytes ? block->bytes : 1);
         if (!host)
             b->s = FAIL(NOMEM, "%zu bytes", block->bytes);
@@ -76,11 +80,16 @@ void op_time(op_bench *b, const char *op, const char *of, op_call call, const vo
     struct parity *p = b->owner;
     (void)flop, (void)bytes;
     if (b->s) return;
-    p->call.op = op;
-    snprintf(p->call.of, sizeof p->call.of, "%s", of);
+    if (p->n_calls == CALLS_MAX) {
+        b->s = FAIL(BUG, "%s: a row makes more than %d calls", op, CALLS_MAX);
+        return;
+    }
+    struct call *c = &p->call[p->n_calls++];
+    c->op = op;
+    snprintf(c->of, sizeof c->of, "%s", of);
     b->s = call(b->be, args);
     if (!b->s) b->s = ddpm_backend_sync(b->be);
-    if (!b->s) keep_blocks(p, b);
+    if (!b->s) keep_blocks(p, c, b);
     if (b->s) status_context(b->s, "%s, %s", op, of);
 }
 
@@ -104,14 +113,14 @@ static double limit_of(const struct parity *p, enum op_kind kind)
 }
 
 /* The largest error of block i over its limit; infinite for a NaN that the CPU has not. */
-static double block_error(const struct parity *p, int i)
+static double block_error(const struct parity *p, const struct call *c, int i)
 {
-    static const size_t size[] = {[OP_F32] = 4, [OP_BF16] = 2, [OP_F64] = 8};
-    const struct op_taken *block = &p->call.block[i];
-    const void *want = p->call.after[ON_CPU][i], *got = p->call.after[ON_DEVICE][i];
+    static const size_t size[] = {[OP_F32] = 4, [OP_BF16] = 2, [OP_U8] = 1, [OP_F64] = 8, [OP_BITS] = 1};
+    const struct op_taken *block = &c->block[i];
+    const void *want = c->after[ON_CPU][i], *got = c->after[ON_DEVICE][i];
+    if (block->bytes / size[block->kind] != c->on_cpu[i].bytes / size[c->on_cpu[i].kind]) return INFINITY;
     if (block->kind == OP_BITS || block->kind == OP_U8) return memcmp(want, got, block->bytes) == 0 ? 0 : INFINITY;
-    /* an activation is f32 on the CPU */
-    const enum op_kind wanted = block->kind == OP_BF16 ? OP_F32 : block->kind;
+    const enum op_kind wanted = c->on_cpu[i].kind; /* an activation is f32 there */
     double worst = 0, largest = 0;
     for (size_t k = 0; k < block->bytes / size[block->kind]; k++) {
         const double w = element(wanted, want, k), d = fabs(element(block->kind, got, k) - w);
@@ -121,13 +130,12 @@ static double block_error(const struct parity *p, int i)
     return worst / (largest > 0 ? largest : 1) / limit_of(p, block->kind);
 }
 
-static void judge(struct parity *p)
+static void judge(struct parity *p, const struct call *c)
 {
-    const struct call *c = &p->call;
     double worst = 0;
     bool same = true;
     for (int i = 0; i < c->n; i++) {
-        const double error = block_error(p, i);
+        const double error = block_error(p, c, i);
         if (error > worst) worst = error;
         same = same && memcmp(c->after[ON_DEVICE][i], c->after[AGAIN][i], c->block[i].bytes) == 0;
     }
@@ -152,12 +160,15 @@ static ddpm_status compare_row(struct parity *p, const struct op_row *row, const
                       .rounds_act = p->dtype == DDPM_BF16,
                       .owner = p};
         p->run = (enum run)run;
+        p->n_calls = 0; /* a row may leave a level out */
         row->run(&b, level);
         op_release(&b);
         s = b.s;
     }
-    if (!s && p->call.op) judge(p); /* a row may leave a level out */
-    call_release(&p->call);
+    for (int i = 0; i < CALLS_MAX; i++) {
+        if (!s && i < p->n_calls) judge(p, &p->call[i]);
+        call_release(&p->call[i]);
+    }
     return s;
 }
 

@@ -211,6 +211,20 @@ static void norm_plain(op_bench *b, const op_level *l)
          .stats = &stats, .y = &x);
 }
 
+/* From half the level's size to the level, with the gradient of the whole level in dy. */
+static void norm_up_bwd(op_bench *b, const op_level *l)
+{
+    ddpm_tensor x = op_act(b, l->n, l->h / 2, l->w / 2, l->c), dy = op_act(b, l->n, l->h, l->w, l->c);
+    ddpm_tensor gamma = op_take_1d(b, l->c), beta = op_take_1d(b, l->c), film = op_take_2d(b, l->n, 2 * l->c);
+    ddpm_tensor scale = ddpm_tensor_slice(&film, 0, l->c), shift = ddpm_tensor_slice(&film, l->c, l->c);
+    ddpm_tensor stats = as_stats(op_take(b, l->n, 1, 32, 2), l), dx = op_act(b, l->n, l->h / 2, l->w / 2, l->c);
+    ddpm_tensor dgamma = op_take_1d(b, l->c), dbeta = op_take_1d(b, l->c), dfilm = op_take_2d(b, l->n, 2 * l->c);
+    ddpm_tensor dscale = ddpm_tensor_slice(&dfilm, 0, l->c), dshift = ddpm_tensor_slice(&dfilm, l->c, l->c);
+    CALL(groupnorm_bwd, "up2, scale-shift, silu", .dy = &dy, .x1 = &x, .gamma = &gamma, .beta = &beta, .scale = &scale,
+         .shift = &shift, .stats = &stats, .groups = 32, .silu = true, .resample = NORM_UP2, .dx1 = &dx, .dgamma = &dgamma,
+         .dbeta = &dbeta, .dscale = &dscale, .dshift = &dshift);
+}
+
 /* ---- single elements ---- */
 
 static void softmax_log(op_bench *b, const op_level *l)
@@ -293,6 +307,7 @@ const struct op_row op_variants[] = {
     {"groupnorm", norm_all},
     {"groupnorm_bwd", norm_all_bwd},
     {"groupnorm", norm_plain},
+    {"groupnorm_bwd", norm_up_bwd},
     {"softmax", softmax_log},
     {"silu_bwd", silu_onto},
     {"upsample2_bwd", upsample_onto},

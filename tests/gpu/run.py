@@ -54,6 +54,7 @@ def run_part(context, part, seconds):
     except Exception as e:  # a fault of a part's own code must not cost the parts behind it
         verdict, message = "failed", f"{type(e).__name__}: {e}"
         context.log(traceback.format_exc())
+    message = message or figures.pop("note", "")
     return {"part": part.name, "verdict": verdict, "seconds": round(time.monotonic() - begin, 2), "message": message,
             **figures}
 

@@ -1,9 +1,11 @@
 """What tests/gpu.sh makes of outputs that only a GPU gives, and whether its comparisons see a difference."""
+import argparse
 import json
 import os
 import struct
 import sys
 import tempfile
+import time
 import unittest
 
 HERE = os.path.dirname(os.path.abspath(__file__))
@@ -68,6 +70,26 @@ class Figures(unittest.TestCase):
         lines = table.train_table(run_of(10.0, []))
         self.assertEqual(len(lines), 4)
         self.assertTrue(lines[2].endswith("| - | - |"))
+
+    def test_a_compiled_start_is_the_cold_one(self):
+        out = "warning: x\n" + json.dumps(peer("compile", "bf16", 0.02)) + "\n" + json.dumps(peer("eager", "bf16", 0.03)) + "\n"
+        compiled, eager = figures.peer_rows(("configs/x.yaml",), out, 80.0)
+        self.assertEqual((compiled["first_step_s"], compiled["first_step_warm_s"], eager["first_step_s"]), (80.0, 9.0, 9.0))
+
+    def test_a_command_that_takes_too_long_is_ended_and_its_output_kept(self):
+        with tempfile.TemporaryDirectory() as folder:
+            c = context.Context(argparse.Namespace(stand_in=True, out=folder, build=folder))
+            c.end = time.monotonic() + 60
+            begin = time.monotonic()
+            with self.assertRaises(context.TimedOut):
+                c.run(["sh", "-c", "echo told; sleep 60 & wait"], seconds=1)
+            self.assertLess(time.monotonic() - begin, 30)
+            self.assertEqual(c.last_output, "told\n")
+            with self.assertRaisesRegex(context.Failed, "ended with 3: why"):
+                c.run(["sh", "-c", "echo why >&2; exit 3"])
+            c.end = 0
+            self.assertRaises(context.TimedOut, c.run, ["true"])
+            self.assertEqual(c.last_output, "")
 
     def test_a_differing_tensor_is_named(self):
         with tempfile.TemporaryDirectory() as folder:

@@ -47,6 +47,7 @@ static inline ddpm_backend *cpu_with(int threads)
 {
     ddpm_backend *be = NULL;
     assert_ok(ddpm_backend_create(op_device(), threads, &be));
+    ddpm_backend_configure(be, &(ddpm_backend_options){.is_deterministic = true}); /* else a GPU's engines are chosen by time */
     return be;
 }
 

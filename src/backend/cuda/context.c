@@ -78,6 +78,8 @@ static ddpm_status name_device(struct cuda_backend *be)
 static void cuda_free(ddpm_backend *base)
 {
     struct cuda_backend *be = cuda_of(base);
+    cuda_side_free(be);
+    products_free(be);
     cuda_scratch_free(be);
     if (be->copy) (void)cudaStreamSynchronize(be->copy); /* nothing may use what goes now */
     if (be->stream) (void)cudaStreamSynchronize(be->stream);
@@ -125,6 +127,7 @@ ddpm_status cuda_backend_create(int ordinal, int threads, ddpm_backend **out)
     TRY_GOTO(fail, cuda_check(be, "stream", cudaStreamCreateWithFlags(&be->stream, cudaStreamNonBlocking)));
     TRY_GOTO(fail, cuda_check(be, "stream", cudaStreamCreateWithFlags(&be->copy, cudaStreamNonBlocking)));
     TRY_GOTO(fail, cuda_staging_create(be));
+    TRY_GOTO(fail, products_create(be));
     *out = &be->base;
     return DDPM_OK;
 fail:

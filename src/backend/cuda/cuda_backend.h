@@ -5,7 +5,9 @@
  * errors.c    every CUDA code becomes one status here, with the op's name
  * ops.c       the table: scratch, launch, status, one line an op
  * rating.c    what the device's maker says it can do
+ * side.c      a second stream, for gradients of weights
  * ranges.c    NVTX ranges by op, where the library is there
+ * products.h  convolutions, dense layers and attention by cuDNN and cuBLASLt, where the build has them
  *
  * Order. All ops go to `stream`. Uploads and downloads run on `copy`, ordered against `stream` by events;
  * ddpm_backend_sync waits for both. The environment variable DDPM_SYNC=1 waits after every op, so that a fault names
@@ -20,6 +22,8 @@
 
 struct cuda_block;   /* memory.c */
 struct cuda_staging; /* memory.c */
+struct products;     /* products.h */
+struct cuda_side;    /* side.c */
 
 struct cuda_backend {
     ddpm_backend base; /* first: a ddpm_backend * of this device is a struct cuda_backend * */
@@ -30,6 +34,10 @@ struct cuda_backend {
     struct cuda_staging *staging;
     void *scratch; /* one block, the largest that any op has asked for */
     size_t scratch_size;
+    size_t scratch_wanted, side_wanted; /* the most that was asked for: of `scratch`, and on the side */
+    struct cuda_side *side;    /* NULL: all on one stream */
+    bool passes_side;          /* the op under way need not wait for the side */
+    struct products *products; /* NULL: all products by kernels/ */
     bool syncs_each_op; /* DDPM_SYNC=1 */
     bool is_sick;       /* a sticky fault: nothing that lies on this device can be trusted any more */
     char first_fault[512];
@@ -46,10 +54,12 @@ static inline struct cuda_backend *cuda_of(ddpm_backend *be)
 ddpm_status cuda_check(struct cuda_backend *be, const char *what, cudaError_t e);
 /* The same for calls that cannot report: only sickness is noted, no message is written. */
 void cuda_note(struct cuda_backend *be, const char *what, cudaError_t e);
+/* What a library's call gave; its failure may be the device's, which is then noted. */
+ddpm_status cuda_fault(struct cuda_backend *be, ddpm_status s);
 /* NOMEM for `bytes` that the device would not give, with what is free and what there is in all. */
 ddpm_status cuda_no_memory(struct cuda_backend *be, const char *what, size_t bytes);
 /* What every call begins with: the first fault's message again where the device is sick; else the device is made this
- * thread's current one. */
+ * thread's current one, and the main stream waits for the side. */
 ddpm_status cuda_enter(struct cuda_backend *be);
 
 /* ---- memory.c ---- */
@@ -72,6 +82,52 @@ double cuda_rated_flops(const ddpm_backend *be);
 
 /* ---- ops.c ---- */
 extern const struct ops cuda_ops;
+
+/* Memory of the device, not zeroed, counted; and back, NULL too, once what is queued has ended. */
+ddpm_status cuda_take(struct cuda_backend *be, const char *what, size_t bytes, void **out);
+void cuda_give_back(struct cuda_backend *be, void *data, size_t bytes);
+/* scratch_bytes of the backend, from what was asked for. */
+void cuda_count_scratch(struct cuda_backend *be);
+
+/* ---- side.c ---- */
+ddpm_status cuda_side_create(struct cuda_backend *be);
+void cuda_side_free(struct cuda_backend *be);
+/* As cuda_scratch, for the call that runs on the side. */
+ddpm_status cuda_side_scratch(struct cuda_backend *be, size_t bytes, void **out);
+/* The side's stream, behind all that is queued on the main one; what is queued there then, by its tensors. */
+ddpm_status cuda_side_fork(struct cuda_backend *be, cudaStream_t *out);
+void cuda_side_keeps(struct cuda_backend *be, const struct conv2d_bwd_filter_args *a);
+/* What is queued on the main stream from now on runs after the side. */
+ddpm_status cuda_side_join(struct cuda_backend *be);
+/* Whether the call neither reads nor writes what the side writes, nor writes what it reads. */
+bool cuda_side_lets_pass(const struct cuda_backend *be, const struct conv2d_bwd_data_args *a);
+
+/* ---- products.c ---- */
+#ifdef DDPM_CUDNN
+ddpm_status products_create(struct cuda_backend *be);
+void products_free(struct cuda_backend *be);
+/* Takes over a call whose arguments have passed expect_<op>, if it can: *is_done. While measuring only what it needs is
+ * noted, and *is_done stays false. */
+ddpm_status products_try(struct cuda_backend *be, int op, const void *args, bool *is_done);
+#else
+static inline ddpm_status products_create(struct cuda_backend *be)
+{
+    (void)be;
+    return DDPM_OK;
+}
+static inline void products_free(struct cuda_backend *be)
+{
+    (void)be;
+}
+static inline ddpm_status products_try(struct cuda_backend *be, int op, const void *args, bool *is_done)
+{
+    (void)be;
+    (void)op;
+    (void)args;
+    *is_done = false;
+    return DDPM_OK;
+}
+#endif
 
 /* ---- ranges.c ---- */
 void cuda_range_begin(const char *name);

@@ -50,14 +50,14 @@ ddpm_status planning_gpu_properties(int ordinal, char **json)
 {
     struct cudnn_device *d;
     char *told = NULL;
-    int bits = 0;
-    const cudaError_t e = cudaDeviceGetAttribute(&bits, cudaDevAttrGlobalMemoryBusWidth, ordinal);
+    struct cudaDeviceProp p;
+    const cudaError_t e = cudaGetDeviceProperties(&p, ordinal);
     REQUIRE(!e, BACKEND, "GPU properties: %s: %s", cudaGetErrorName(e), cudaGetErrorString(e));
     TRY(cudnn_device_from_gpu(ordinal, &d));
     ddpm_status s = cudnn_device_json(d, &told);
     cudnn_device_free(d);
     TRY(s);
-    if (told[0] != '{' || asprintf(json, "{\"memoryBusWidth\":%d,%s", bits, told + 1) < 0)
+    if (told[0] != '{' || asprintf(json, "{\"memoryBusWidth\":%d,%s", p.memoryBusWidth, told + 1) < 0)
         s = FAIL(BACKEND, "GPU properties: not what was expected of cuDNN: %.100s", told);
     free(told);
     return s;

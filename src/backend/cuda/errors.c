@@ -64,6 +64,14 @@ ddpm_status cuda_check(struct cuda_backend *be, const char *what, cudaError_t e)
     return FAIL(BACKEND, "%s: %s on cuda:%d: %s", what, name, be->ordinal, sentence);
 }
 
+ddpm_status cuda_fault(struct cuda_backend *be, ddpm_status s)
+{
+    if (!s) return DDPM_OK;
+    cuda_note(be, "library", cudaPeekAtLastError());
+    REQUIRE(!be->is_sick, BACKEND, "%s", be->first_fault);
+    return s;
+}
+
 ddpm_status cuda_no_memory(struct cuda_backend *be, const char *what, size_t bytes)
 {
     size_t available = 0, total = 0;
@@ -82,5 +90,6 @@ ddpm_status cuda_no_memory(struct cuda_backend *be, const char *what, size_t byt
 ddpm_status cuda_enter(struct cuda_backend *be)
 {
     REQUIRE(!be->is_sick, BACKEND, "%s", be->first_fault);
-    return cuda_check(be, "device", cudaSetDevice(be->ordinal));
+    TRY(cuda_check(be, "device", cudaSetDevice(be->ordinal)));
+    return be->passes_side ? DDPM_OK : cuda_side_join(be);
 }

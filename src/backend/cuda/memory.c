@@ -40,8 +40,7 @@ struct cuda_block {
 
 /* ---- blocks ---- */
 
-/* Device memory, not zeroed, counted. */
-static ddpm_status take(struct cuda_backend *be, const char *what, size_t bytes, void **out)
+ddpm_status cuda_take(struct cuda_backend *be, const char *what, size_t bytes, void **out)
 {
     void *data = NULL;
     const cudaError_t e = cudaMalloc(&data, bytes ? bytes : 1);
@@ -56,9 +55,11 @@ static ddpm_status take(struct cuda_backend *be, const char *what, size_t bytes,
 }
 
 /* cudaFree need not wait for what is queued, so this does. Late faults are noted for the next call. */
-static void give_back(struct cuda_backend *be, void *data, size_t bytes)
+void cuda_give_back(struct cuda_backend *be, void *data, size_t bytes)
 {
+    if (!data) return;
     cuda_note(be, "release", cudaSetDevice(be->ordinal));
+    (void)cuda_side_join(be); /* what went wrong there is noted */
     cuda_note(be, "release", cudaStreamSynchronize(be->copy));
     cuda_note(be, "release", cudaStreamSynchronize(be->stream));
     cuda_note(be, "release", cudaFree(data));
@@ -72,14 +73,14 @@ ddpm_status cuda_alloc(ddpm_backend *base, size_t bytes, void **out)
     struct cuda_block *b = malloc(sizeof *b);
     REQUIRE(b, NOMEM, "memory: %zu bytes to note a block", sizeof *b);
     void *data = NULL;
-    ddpm_status s = take(be, "memory", bytes, &data);
+    ddpm_status s = cuda_take(be, "memory", bytes, &data);
     if (s) {
         free(b);
         return s;
     }
     s = cuda_check(be, "memory", cudaMemsetAsync(data, 0, bytes, be->stream));
     if (s) {
-        give_back(be, data, bytes);
+        cuda_give_back(be, data, bytes);
         free(b);
         return s;
     }
@@ -96,7 +97,7 @@ void cuda_release(ddpm_backend *base, void *data)
         struct cuda_block *b = *at;
         if (b->data != data) continue;
         *at = b->next;
-        give_back(be, data, b->bytes);
+        cuda_give_back(be, data, b->bytes);
         free(b);
         return;
     }
@@ -131,22 +132,27 @@ ddpm_status cuda_available(ddpm_backend *base, size_t *out)
 
 void cuda_scratch_free(struct cuda_backend *be)
 {
-    if (!be->scratch) return;
-    give_back(be, be->scratch, be->scratch_size);
+    cuda_give_back(be, be->scratch, be->scratch_size);
     be->scratch = NULL;
     be->scratch_size = 0;
+}
+
+void cuda_count_scratch(struct cuda_backend *be)
+{
+    be->base.scratch_bytes = be->scratch_wanted + be->side_wanted;
 }
 
 ddpm_status cuda_scratch(struct cuda_backend *be, size_t bytes, void **out)
 {
     *out = NULL;
     TRY(cuda_enter(be));
-    if (bytes > be->base.scratch_bytes) be->base.scratch_bytes = bytes;
+    if (bytes > be->scratch_wanted) be->scratch_wanted = bytes;
+    cuda_count_scratch(be);
     if (be->base.is_measuring || bytes == 0) return DDPM_OK;
     if (be->scratch_size < bytes) {
         cuda_scratch_free(be); /* waits for the ops that use it */
-        TRY(take(be, "scratch", be->base.scratch_bytes, &be->scratch));
-        be->scratch_size = be->base.scratch_bytes;
+        TRY(cuda_take(be, "scratch", be->scratch_wanted, &be->scratch));
+        be->scratch_size = be->scratch_wanted;
     }
     *out = be->scratch;
     return DDPM_OK;

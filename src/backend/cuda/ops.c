@@ -1,4 +1,5 @@
-/* ops.c - the CUDA table. An op is: its scratch, its launch, its status. Its arguments are checked (contracts.h). */
+/* ops.c - the CUDA table. An op is taken by a library (products.h), or it is: its scratch, its launch, its status. Its
+ * arguments are checked (contracts.h). */
 #include "cuda_backend.h"
 #include "launch.h"
 
@@ -14,6 +15,9 @@ static ddpm_status op_done(struct cuda_backend *be, const char *op, cudaError_t 
     {                                                                                                                \
         struct cuda_backend *be = cuda_of(base);                                                                     \
         void *scratch;                                                                                               \
+        bool is_done;                                                                                                \
+        TRY(products_try(be, OP_##op, a, &is_done));                                                                 \
+        if (is_done) return DDPM_OK;                                                                                 \
         TRY(cuda_scratch(be, scratch_##op(a), &scratch));                                                            \
         if (base->is_measuring) return DDPM_OK;                                                                      \
         cuda_range_begin(#op);                                                                                       \
