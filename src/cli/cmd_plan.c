@@ -35,6 +35,7 @@ enum {
     KEY_PRECISION,
     KEY_DETERMINISTIC,
     KEY_COMPILE,
+    KEY_NO_ENGINES,
     KEY_PROPERTIES
 };
 
@@ -50,6 +51,7 @@ static const struct argp_option options[] = {
     {"deterministic", KEY_DETERMINISTIC, NULL, 0, "With --gpu: engines that give the same bits on every run", 0},
     {"compile", KEY_COMPILE, NULL, 0,
      "With --gpu: build engines that are compiled at run time too, some seconds each, for kernel and workspace", 0},
+    {"no-engines", KEY_NO_ENGINES, NULL, 0, "With --gpu: do not ask cuDNN, which takes up to a minute", 0},
     {"write-properties", KEY_PROPERTIES, "FILE", 0, "Write the properties of this machine's GPU for --gpu, and end", 0},
     {"json", KEY_JSON, NULL, 0, "Print JSON, with the names of the screen", 0},
     {"keys-markdown", KEY_KEYS, NULL, OPTION_HIDDEN, "Print the table of all configuration keys",
@@ -98,6 +100,9 @@ static error_t parse_option(int key, char *arg, struct argp_state *state)
         return 0;
     case KEY_COMPILE:
         p->gpu.compiles = true;
+        return 0;
+    case KEY_NO_ENGINES:
+        p->gpu.skips_engines = true;
         return 0;
     case KEY_PROPERTIES:
         p->write_properties = arg;

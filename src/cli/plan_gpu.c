@@ -309,12 +309,15 @@ ddpm_status plan_gpu(const struct plan_gpu_options *o, const ddpm_config *cfg, r
                                                    .compiles = o->compiles};
     TRY(gpu_device_find(o->gpu, &gpu));
     const char *cudnn = planning_cudnn_version();
-    ddpm_status s = cudnn ? planning_engines_create(gpu.json, &wanted, &engines) : DDPM_OK;
+    ddpm_status s = cudnn && !o->skips_engines ? planning_engines_create(gpu.json, &wanted, &engines) : DDPM_OK;
     if (!s) {
         report_text(r, "gpu", "%s", gpu.name);
         report_int(r, "gpu_memory_bytes", gpu.memory_bytes);
         report_text(r, "precision", "%s", precisions[o->precision]);
-        report_text(r, "cudnn", "%s", cudnn ? cudnn : "not in this build: engines and workspaces are unknown");
+        report_text(r, "cudnn", "%s",
+                    !cudnn    ? "not in this build: engines and workspaces are unknown"
+                    : engines ? cudnn
+                              : "not asked: own kernels are counted");
         s = plan_on(o, cfg, &gpu, engines, r);
     }
     planning_engines_free(engines);

@@ -10,7 +10,7 @@ struct plan_gpu_options {
     const char *gpu; /* name or file */
     int precision;   /* enum ddpm_precision */
     int64_t batch;   /* 0: as configured */
-    bool is_deterministic, compiles;
+    bool is_deterministic, compiles, skips_engines;
 };
 
 /* Figures of a training step and of a reverse step, their calls and cuDNN's engines for them, into the report. */

@@ -12,18 +12,19 @@ for name in gflop moved_gbyte predicted_ms blocks_bytes largest_batch memory_gby
 done
 
 # names: every key of the JSON stands on the screen
-"$ddpm" plan tiny.yaml --gpu h200 --precision bf16 >screen 2>err || fail "plan on the screen"
-sed -n 's/^ *"\([a-z0-9_]*\)":.*/\1/p' h200.json | sort -u | while read -r name; do
+"$ddpm" plan tiny.yaml --gpu h200 --precision bf16 --no-engines >screen 2>err || fail "plan on the screen"
+"$ddpm" plan tiny.yaml --gpu h200 --precision bf16 --no-engines --json >names.json || fail "plan without engines"
+sed -n 's/^ *"\([a-z0-9_]*\)":.*/\1/p' names.json | sort -u | while read -r name; do
     grep -qw -- "$name" screen || fail "$name is in the JSON and not on the screen"
 done
 
 # published: ddpm-cifar10 trains 3 x 6.22 GMAC an image; each weight is read and written by the optimiser
-"$ddpm" plan "$root/configs/ddpm-cifar10.yaml" --gpu h100 --batch 8 --json >cifar.json 2>err || fail "plan of CIFAR"
+"$ddpm" plan "$root/configs/ddpm-cifar10.yaml" --gpu h100 --batch 8 --no-engines --json >cifar.json 2>err || fail "plan of CIFAR"
 case $(figure gflop cifar.json) in
 29[6-9].* | 30[0-2].*) ;;
 *) fail "8 images of CIFAR train with $(figure gflop cifar.json) GFLOP, not 299" ;;
 esac
-"$ddpm" plan "$root/configs/ddpm-cifar10.yaml" --gpu h100 --batch 16 --json >cifar16.json || fail "batch 16"
+"$ddpm" plan "$root/configs/ddpm-cifar10.yaml" --gpu h100 --batch 16 --no-engines --json >cifar16.json || fail "batch 16"
 a=$(figure blocks_bytes cifar.json) b=$(figure blocks_bytes cifar16.json)
 ((b > a && b < 2 * a)) || fail "blocks: $a for 8 images, $b for 16: weights do not grow, activations do"
 
@@ -37,8 +38,8 @@ fi
 
 # a file of properties is as good as a name
 cp "$root/devices/a100.json" mine.json
-"$ddpm" plan tiny.yaml --gpu ./mine.json --json >mine.out 2>err || fail "plan by a file"
-"$ddpm" plan tiny.yaml --gpu a100 --json >named.out || fail "plan by a name"
+"$ddpm" plan tiny.yaml --gpu ./mine.json --no-engines --json >mine.out 2>err || fail "plan by a file"
+"$ddpm" plan tiny.yaml --gpu a100 --no-engines --json >named.out || fail "plan by a name"
 cmp -s mine.out named.out || fail "a file and a name of the same GPU differ"
 
 # what cannot be
