@@ -15,6 +15,7 @@
 typedef struct {
     const char *device, *configuration; /* name of the configuration, for the report */
     int threads;
+    ddpm_backend_options options;
     ddpm_config cfg;
     int warmup, repeats;
     int batch;           /* ops: images per tensor; 0: the tables' own. train and sample: in cfg */
@@ -26,6 +27,9 @@ typedef struct {
     const volatile int *stop; /* STOPPED when set */
     report *r;
 } bench_job;
+
+/* The job's device, with its options. */
+ddpm_status bench_backend(const bench_job *job, ddpm_backend **out);
 
 ddpm_status bench_train(bench_job *job);
 ddpm_status bench_sample(bench_job *job);

@@ -76,6 +76,13 @@ static void time_copy(op_bench *b, int64_t bytes, double *gb_per_s)
     op_release(b);
 }
 
+ddpm_status bench_backend(const bench_job *job, ddpm_backend **out)
+{
+    const ddpm_status s = ddpm_backend_create(job->device, job->threads, out);
+    if (!s) ddpm_backend_configure(*out, &job->options);
+    return s;
+}
+
 ddpm_status bench_measure_peak(const bench_job *job, ddpm_backend *be, bench_peak *out)
 {
     const struct peak_sizes *sizes = ddpm_backend_is_cpu(be) ? &cpu_sizes : &gpu_sizes;
@@ -166,6 +173,11 @@ void bench_report_machine(report *r, const ddpm_backend *be, const bench_peak *p
     report_real(r, "rated_bf16_gflop_per_s",
                 peak->rated_gflop_per_s > 0 ? peak->rated_gflop_per_s : NAN);
     report_close(r);
+    for (int i = 0; ddpm_backend_notice(be, i); i++) {
+        report_row(r, "notices");
+        report_text(r, "notice", "%s", ddpm_backend_notice(be, i));
+        report_close(r);
+    }
     report_open(r, "versions");
     report_text(r, "ddpm", "%s", BUILD_VERSION);
     report_text(r, "commit", "%s", *BUILD_COMMIT ? BUILD_COMMIT : "unknown");

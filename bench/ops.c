@@ -123,7 +123,7 @@ ddpm_status bench_ops(bench_job *job)
     report_int(job->r, "warmup", job->warmup);
     report_int(job->r, "repeats", job->repeats);
     TRY(expect_op(job->only_op));
-    ddpm_status s = ddpm_backend_create(job->device, job->threads, &b.be);
+    ddpm_status s = bench_backend(job, &b.be);
     if (!s && job->is_bf16 && ddpm_backend_is_cpu(b.be))
         s = FAIL(CONFIG, "--dtype bf16: the CPU computes in f32 alone");
     if (!s) s = bench_measure_peak(job, b.be, &run.peak);

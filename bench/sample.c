@@ -6,6 +6,7 @@
 
 #include "ddpm/sample.h"
 #include "fail.h"
+#include "ops.h"
 
 #include <stdlib.h>
 
@@ -14,6 +15,7 @@ struct sample_run {
     ddpm_model *model;
     ddpm_sampler *sampler;
     void *weights;   /* device */
+    void *half;      /* device: the weights as bf16, or NULL */
     float *initial;  /* host */
     uint8_t *images; /* [batch,H,W,C] */
     uint64_t *index; /* [batch] */
@@ -27,6 +29,7 @@ static void sample_release(struct sample_run *b)
     ddpm_sampler_free(b->sampler);
     ddpm_model_free(b->model);
     if (b->be) ddpm_backend_release(b->be, b->weights);
+    if (b->be) ddpm_backend_release(b->be, b->half);
     ddpm_backend_free(b->be);
     free(b->initial);
     free(b->images);
@@ -34,12 +37,23 @@ static void sample_release(struct sample_run *b)
     free(b->label);
 }
 
+static ddpm_status round_weights(struct sample_run *b, int64_t count)
+{
+    TRY(ddpm_backend_alloc(b->be, (size_t)count * sizeof(uint16_t), &b->half));
+    const ddpm_tensor from = ddpm_tensor_1d(b->weights, count);
+    ddpm_tensor to = ddpm_tensor_1d(b->half, count);
+    to.dtype = DDPM_BF16;
+    ddpm_model_bind_half(b->model, b->half);
+    return backend_ops(b->be)->cast(b->be, &(struct cast_args){.x = &from, .y = &to});
+}
+
 static ddpm_status sample_prepare(const bench_job *job, struct sample_run *b)
 {
     const ddpm_config *c = &job->cfg;
     const size_t n = (size_t)c->sample.batch;
-    TRY(ddpm_backend_create(job->device, job->threads, &b->be));
+    TRY(bench_backend(job, &b->be));
     TRY(ddpm_model_create(b->be, &c->model, &b->model));
+    TRY(ddpm_model_set_precision(b->model, c->sample.precision, "sample.precision"));
     const size_t count = (size_t)ddpm_model_arena_count(b->model);
     const size_t pixels =
         (size_t)(c->model.image_height * c->model.image_width * c->model.image_channels);
@@ -57,6 +71,7 @@ static ddpm_status sample_prepare(const bench_job *job, struct sample_run *b)
     free(b->initial);
     b->initial = NULL;
     ddpm_model_bind(b->model, b->weights, NULL);
+    if (ddpm_model_activation(b->model) == DDPM_BF16) TRY(round_weights(b, (int64_t)count));
     ddpm_backend_freeze_weights(b->be, true);
     TRY(ddpm_sampler_create(b->be, b->model, &c->diffusion, &c->sample, (int)n, &b->sampler));
     return bench_times_init(&b->times, job->repeats);

@@ -204,7 +204,7 @@ ddpm_status bench_train(bench_job *job)
     const int64_t needed = (job->warmup + job->repeats) * GPU_SPAN + PROFILED_STEPS;
     if (job->cfg.train.steps < needed) job->cfg.train.steps = needed;
     ddpm_status s = make_data(&job->cfg, dir, sizeof dir);
-    if (!s) s = ddpm_backend_create(job->device, job->threads, &be);
+    if (!s) s = bench_backend(job, &be);
     if (!s) s = ddpm_trainer_create(be, &job->cfg, &t);
     if (!s) s = bench_times_init(&times, job->repeats);
     if (!s) s = run_steps(job, be, t, &times);

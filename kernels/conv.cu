@@ -38,7 +38,8 @@ struct alignas(16) place {
     int h, w;
 };
 
-static constexpr int OUTSIDE = -(1 << 30); /* a row that no tap leads back into the image */
+/* A row that no tap leads back into the image: they are 2 further at most. Not far, for it is multiplied by a row's stride. */
+static constexpr int OUTSIDE = -8;
 
 /* Images to gather from. Tap (u, v) of a place is the pixel (h + step u, w + step v) / 2^half, if whole: step 1, half 0
  * for x; step -1, half 1 where the stride is 2, for dy. */

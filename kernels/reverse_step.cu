@@ -20,6 +20,7 @@ struct reverse_call {
     noise_source noise;
     const float *rows; /* [N, ROW] */
     float *x, *x0_hat; /* x0_hat may be NULL */
+    int32_t *bad;      /* [N] or NULL */
 };
 
 __device__ __forceinline__ formula_reverse_row row_of(const float *rows, int64_t n)
@@ -41,6 +42,16 @@ __device__ __forceinline__ void add_noise(const noise_source &noise, const quad_
         x[i] = fmaf(sigma, z[i], x[i]);
 }
 
+/* Threads of one image may find it together: they write the same number. */
+__device__ __forceinline__ void mark_bad(const reverse_call &a, const quad_place &q, const float answer[QUAD])
+{
+    float zero = 0; /* infinity times 0 is NaN, as is NaN times 0 */
+#pragma unroll
+    for (int i = 0; i < QUAD; i++)
+        zero += answer[i] * 0.0f;
+    if (zero != 0.0f && a.bad[q.n] == 0) a.bad[q.n] = (int32_t)a.noise.state->step;
+}
+
 template <int VEC, class T>
 __global__ void __launch_bounds__(NOISE_THREADS) reverse_step_kernel(reverse_call a, const T *out)
 {
@@ -49,8 +60,9 @@ __global__ void __launch_bounds__(NOISE_THREADS) reverse_step_kernel(reverse_cal
         if (q.left <= 0) continue;
         const formula_reverse_row row = row_of(a.rows, q.n);
         float x[QUAD], answer[QUAD], x0_hat[QUAD];
-        load_quad<VEC>(a.x + q.element, q.left, x);
         load_quad<VEC>(out + q.element, q.left, answer);
+        if (a.bad) mark_bad(a, q, answer);
+        load_quad<VEC>(a.x + q.element, q.left, x);
 #pragma unroll
         for (int i = 0; i < QUAD; i++) {
             x0_hat[i] = formula_reverse_x0(row, x[i], answer[i]);
@@ -103,6 +115,7 @@ extern "C" cudaError_t launch_reverse_step(cudaStream_t stream, const struct rev
     c.rows = a->rows;
     c.x = static_cast<float *>(a->x->data);
     c.x0_hat = a->x0_hat ? static_cast<float *>(a->x0_hat->data) : NULL;
+    c.bad = a->bad;
     WITH_TYPE(a->out->dtype, T, return run_reverse(stream, c, static_cast<const T *>(a->out->data)));
 }
 

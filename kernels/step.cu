@@ -1,8 +1,10 @@
-/* step.cu - the two ends of a training step on the device: what the host would compute and read back between steps.
+/* step.cu - the ends of a step on the device, in training and sampling: what the host would compute, upload and read back
+ * between steps.
  *
- * Contracts  ops.h, open_step and close_step.   Equations  step_rates.h; losses in the CPU's order, so the CPU's bits.
+ * Contracts  ops.h, open_step, close_step and open_sample.   Equations  step_rates.h; losses in the CPU's order, so the CPU's bits.
  * Mapping    one block each. open_step: thread 0 makes the step's state, then a thread draws an image's time. close_step:
  *            256 losses at a time into shared memory, from where threads 0..3 add those of their quarter and thread 4 all.
+ *            open_sample: a thread writes a number of a row; the counter moves when all have read it.
  * Cost       a launch: 8 bytes an image. The sums are serial, 256 additions in 3 us; a batch of 512 waits 6 us for
  *            its mean, beside a step of milliseconds.
  * Rejected   Sums by trees: they would not be the CPU's bits, and save microseconds. Counters moved by adamw's last
@@ -15,6 +17,7 @@
 
 static constexpr int THREADS = 256;
 static constexpr int QUARTERS = 4;
+static constexpr int ROW = 8; /* numbers of reverse_step for an image */
 
 __global__ void __launch_bounds__(THREADS) open_step_kernel(int64_t images, step_rates rates, int32_t T,
                                                             const step_counters *counters, const float *model_time,
@@ -91,6 +94,18 @@ __global__ void __launch_bounds__(THREADS) close_step_kernel(int64_t images, con
     if (thread == 0) finish_step(sums, images, slots, state->lr, sum, counters, ring);
 }
 
+__global__ void __launch_bounds__(THREADS) open_sample_kernel(int64_t images, const float *table, const float *times,
+                                                              step_state *state, float *rows, float *time)
+{
+    const uint32_t step = state->step > 1 ? state->step - 1 : 1;
+    __syncthreads();
+    if (threadIdx.x == 0) state->step = step;
+    for (int64_t i = threadIdx.x; i < images * ROW; i += THREADS)
+        rows[i] = table[(int64_t)step * ROW + i % ROW];
+    for (int64_t n = threadIdx.x; n < images; n += THREADS)
+        time[n] = times[step];
+}
+
 /* ---- launches ---- */
 
 extern "C" size_t scratch_open_step(const struct open_step_args *)
@@ -114,4 +129,15 @@ extern "C" cudaError_t launch_close_step(cudaStream_t stream, const struct close
     return launch_kernel(close_step_kernel, dim3(1), dim3(THREADS), 0, stream, a->loss->dim[0],
                          static_cast<const float *>(a->loss->data), a->t, a->T, a->slots, a->state, a->sum, a->counters,
                          a->ring);
+}
+
+extern "C" size_t scratch_open_sample(const struct open_sample_args *)
+{
+    return 0;
+}
+
+extern "C" cudaError_t launch_open_sample(cudaStream_t stream, const struct open_sample_args *a, void *)
+{
+    return launch_kernel(open_sample_kernel, dim3(1), dim3(THREADS), 0, stream, a->time->dim[0], a->table, a->times,
+                         a->state, a->rows, static_cast<float *>(a->time->data));
 }

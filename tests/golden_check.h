@@ -32,6 +32,7 @@ typedef struct {
     json_t *zero;       /* array of keys, or NULL */
     json_t *ill;        /* array of weights left out, or NULL */
     double limit;
+    int precision; /* enum ddpm_precision: of networks */
     double largest_gradient; /* of all g.*; negative until it is needed */
     bool is_quiet;           /* only failures are printed per tensor */
     int compared, failed;
@@ -94,6 +95,11 @@ void golden_report(golden *g, const char *key, double error, double limit);
 
 /* ---- models, golden_check_model.c ---- */
 ddpm_status golden_model_create(golden *g, const json_t *setting, ddpm_model **out);
+/* Binds weights and gradients, in a bf16 network also `half`, made here. */
+ddpm_status golden_bind(golden *g, ddpm_model *m, float *weights, float *grads, ddpm_tensor *half);
+/* A tensor of the network's type like t; and t's contents in the other type of f32 and bf16. */
+ddpm_status golden_activation(golden *g, const ddpm_model *m, const ddpm_tensor *t, ddpm_tensor *out);
+ddpm_status golden_cast(golden *g, const ddpm_tensor *t, ddpm_tensor *out);
 /* w.* of `from` into a host array of ddpm_model_arena_count elements; every weight must be there
  * with its shape. */
 ddpm_status golden_model_weights(golden *g, st_file *from, const ddpm_model *m, float **out);

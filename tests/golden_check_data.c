@@ -83,9 +83,22 @@ ddpm_status golden_like(golden *g, const ddpm_tensor *t, ddpm_tensor *out)
     return golden_empty(g, t->rank, t->dim, out);
 }
 
+ddpm_status golden_cast(golden *g, const ddpm_tensor *t, ddpm_tensor *out)
+{
+    const ddpm_tensor from = *t; /* out may be t */
+    TRY(golden_like(g, &from, out)); /* room for f32 serves both */
+    out->dtype = from.dtype == DDPM_F32 ? DDPM_BF16 : DDPM_F32;
+    return g->ops->cast(g->be, &(struct cast_args){.x = &from, .y = out});
+}
+
 ddpm_status golden_floats(golden *g, const ddpm_tensor *t, float **out)
 {
     const size_t bytes = (size_t)ddpm_tensor_count(t) * sizeof(float);
+    if (t->dtype == DDPM_BF16) {
+        ddpm_tensor wide;
+        TRY(golden_cast(g, t, &wide));
+        return golden_floats(g, &wide, out);
+    }
     TRY(golden_host(g, bytes, out));
     TRY(ddpm_backend_sync(g->be));
     return ddpm_backend_download(g->be, *out, t->data, bytes);
@@ -324,7 +337,7 @@ static ddpm_status compare(golden *g, const char *key, const float *a, const flo
     double difference, size;
     if (g->largest_gradient < 0) TRY(find_largest_gradient(g));
     largest(a, b, count, &difference, &size);
-    golden_report(g, key, difference, 1e-5 * g->largest_gradient);
+    golden_report(g, key, difference, (g->precision == DDPM_PRECISION_BF16 ? g->limit : 1e-5) * g->largest_gradient);
     return DDPM_OK;
 }
 

@@ -60,7 +60,25 @@ ddpm_status golden_model_create(golden *g, const json_t *setting, ddpm_model **o
         .num_classes = (int64_t)number_or(o, "num_class_embeds", 0),
     };
     TRY(config_levels(g, o, &c));
-    return ddpm_model_create(g->be, &c, out);
+    TRY(ddpm_model_create(g->be, &c, out));
+    return ddpm_model_set_precision(*out, g->precision, "--precision");
+}
+
+ddpm_status golden_activation(golden *g, const ddpm_model *m, const ddpm_tensor *t, ddpm_tensor *out)
+{
+    TRY(golden_like(g, t, out));
+    out->dtype = ddpm_model_activation(m);
+    return DDPM_OK;
+}
+
+ddpm_status golden_bind(golden *g, ddpm_model *m, float *weights, float *grads, ddpm_tensor *half)
+{
+    ddpm_model_bind(m, weights, grads);
+    if (ddpm_model_activation(m) != DDPM_BF16) return DDPM_OK;
+    const ddpm_tensor flat = ddpm_tensor_1d(weights, ddpm_model_arena_count(m));
+    TRY(golden_cast(g, &flat, half));
+    ddpm_model_bind_half(m, half->data);
+    return DDPM_OK;
 }
 
 ddpm_status golden_model_weights(golden *g, st_file *from, const ddpm_model *m, float **out)
@@ -114,7 +132,7 @@ ddpm_status golden_compare_arena(golden *g, const char *prefix, const ddpm_model
 
 static ddpm_status unet_run(golden *g, ddpm_model *m)
 {
-    ddpm_tensor x, y, dy, dx, t;
+    ddpm_tensor x, y, dy, dx, t, half;
     float *arena, *weights, *grads, *time;
     int64_t *whole;
     int32_t *label = NULL;
@@ -139,10 +157,14 @@ static ddpm_status unet_run(golden *g, ddpm_model *m)
     TRY(ddpm_backend_upload(g->be, t.data, time, (size_t)n * sizeof *time));
     if (classes > 0) TRY(golden_load_i32(g, "in.y", 0, 0, classes - 1, &label));
     TRY(golden_state(g, n, &state, &index));
-    TRY(golden_like(g, &x, &y));
-    TRY(golden_like(g, &x, &dx));
+    if (ddpm_model_activation(m) == DDPM_BF16) { /* also x: its gradient is of its type */
+        TRY(golden_cast(g, &dy, &dy));
+        TRY(golden_cast(g, &x, &x));
+    }
+    TRY(golden_activation(g, m, &x, &y));
+    TRY(golden_activation(g, m, &x, &dx));
     TRY(ddpm_model_reserve(m, (int)n, true));
-    ddpm_model_bind(m, weights, grads);
+    TRY(golden_bind(g, m, weights, grads, &half));
     const ddpm_forward_args a = {
         .x = &x, .t = &t, .label = label, .state = state, .index = index, .out = &y};
     TRY(ddpm_model_forward(m, &a));

@@ -42,6 +42,8 @@ void ddpm_backend_free(ddpm_backend *be); /* accepts NULL */
 /* "cpu: AMD EPYC 9R14, 2 threads, oneDNN 2.6.3". Borrowed. */
 const char *ddpm_backend_name(const ddpm_backend *be);
 bool ddpm_backend_is_cpu(const ddpm_backend *be);
+/* Whether networks can compute in bf16 on it. */
+bool ddpm_backend_takes_bf16(const ddpm_backend *be);
 int ddpm_backend_threads(const ddpm_backend *be);
 /* FLOP/s of dense bf16 products by the maker's rating, from the device's properties; 0 where none is known. */
 double ddpm_backend_rated_flops(const ddpm_backend *be);
@@ -54,6 +56,7 @@ typedef struct {
     bool keeps_calls_apart; /* no recorded graphs: every call is enqueued by itself, with the same result */
 } ddpm_backend_options;
 void ddpm_backend_configure(ddpm_backend *be, const ddpm_backend_options *options);
+ddpm_backend_options ddpm_backend_configuration(const ddpm_backend *be);
 
 /* Lines a user should see once, such as a cache that could not be read: line i of those noted so far, NULL behind the last.
  * Borrowed until the backend is freed. */
@@ -68,6 +71,26 @@ ddpm_status ddpm_backend_download(ddpm_backend *be, void *host, const void *devi
 ddpm_status ddpm_backend_zero(ddpm_backend *be, void *device, size_t bytes);
 /* Waits for all that is queued; reports faults that arrived late. */
 ddpm_status ddpm_backend_sync(ddpm_backend *be);
+
+/* Calls that are made again and again, with the same shapes at the same addresses: a training step, a
+ * sampling step. A GPU records them into a graph once and launches it as one; elsewhere, and where
+ * options.keeps_calls_apart is set, the same calls are made one by one, with the same bits. */
+typedef struct ddpm_recording ddpm_recording;
+/* Ops, and ddpm_backend_zero, of one backend: nothing that waits, allocates or copies to or from the
+ * host. */
+typedef ddpm_status (*ddpm_calls)(void *user);
+/* `user` is borrowed. NOMEM. Freed before the backend. */
+ddpm_status ddpm_recording_create(ddpm_backend *be, ddpm_calls calls, void *user, ddpm_recording **out);
+void ddpm_recording_free(ddpm_recording *r); /* accepts NULL */
+/* The first run makes the calls (they may still choose plans and take scratch), the second records
+ * and launches them, later ones launch what is recorded. It begins anew by itself when a block has
+ * been released since, which the calls may have used. Where calls cannot be recorded a notice
+ * says so, and they are made one by one. */
+ddpm_status ddpm_recording_run(ddpm_recording *r);
+/* Shapes or addresses of the calls have changed: begin anew. */
+void ddpm_recording_reset(ddpm_recording *r);
+/* How often the recording has been launched. */
+int64_t ddpm_recording_launches(const ddpm_recording *r);
 
 /* While measuring, ops check their arguments, build what they will need (primitives, plans) and add
  * up their scratch, and touch no tensor data (which may be NULL). Scratch is allocated at the first

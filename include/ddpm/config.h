@@ -103,7 +103,9 @@ enum ddpm_precision { DDPM_PRECISION_FP32, DDPM_PRECISION_BF16, DDPM_PRECISION_T
     X(ENUM, sample, variance, DDPM_VARIANCE_LARGE, "small|large", 0,                               \
       "ancestral: beta tilde or beta")                                                             \
     X(BOOL, sample, clip, true, 0, 0, "clip the predicted x_0 to [-1, 1]")                         \
-    X(INT, sample, batch, 64, 1, 65536, "images at a time")
+    X(INT, sample, batch, 64, 1, 65536, "images at a time")                                        \
+    X(ENUM, sample, precision, DDPM_PRECISION_FP32, "fp32|bf16|tf32", 0,                           \
+      "of activations and products; bf16 and tf32 on GPUs alone")
 
 /* C type of each kind. */
 #define DDPM_CONFIG_TYPE_INT    int64_t
@@ -165,6 +167,7 @@ typedef struct {
     int variance;
     bool clip;
     int64_t batch;
+    int precision;
 } ddpm_sample_config;
 
 typedef struct {

@@ -28,6 +28,12 @@ typedef struct {
  * device. */
 ddpm_status ddpm_model_create(ddpm_backend *be, const ddpm_model_config *cfg, ddpm_model **out);
 void ddpm_model_free(ddpm_model *m); /* accepts NULL; not the bound weights */
+/* The type of activations, their gradients and the kernels of convolutions: bf16 for
+ * DDPM_PRECISION_BF16, else f32 (tf32 is the backend's, see ddpm_backend_options). Before
+ * ddpm_model_reserve. CONFIG, naming `key`, where the backend has no bf16. The weights, their
+ * gradients, statistics of norms, the time embedding and all sums stay f32. */
+ddpm_status ddpm_model_set_precision(ddpm_model *m, int precision, const char *key);
+ddpm_dtype ddpm_model_activation(const ddpm_model *m);
 
 const ddpm_model_config *ddpm_model_configuration(const ddpm_model *m);
 int64_t
@@ -52,22 +58,27 @@ void ddpm_model_from_file_layout(const ddpm_model *m, int i, const float *file, 
 ddpm_status ddpm_model_reserve(ddpm_model *m, int max_batch, bool training);
 /* weights, grads (or NULL): device arrays of ddpm_model_arena_count elements; borrowed. */
 void ddpm_model_bind(ddpm_model *m, float *weights, float *grads);
+/* In a bf16 network also the same weights as bf16, rounded to nearest, [ddpm_model_arena_count]:
+ * convolutions read these. Borrowed; bound anew, or written anew, with each other set of weights. */
+void ddpm_model_bind_half(ddpm_model *m, void *half);
+/* The weights bound last; NULL before. */
+const float *ddpm_model_weights(const ddpm_model *m);
 
 /* Host numbers for the parts of a forward pass that are random or conditional. */
 struct step_state;
 typedef struct {
-    const ddpm_tensor *x; /* [n,H,W,C], n <= max_batch */
+    const ddpm_tensor *x; /* [n,H,W,C], n <= max_batch; f32, or bf16 in a bf16 network */
     const ddpm_tensor *t; /* f32 [n] on the device: the model's time, t-1 of the mathematics */
     const int32_t *label; /* device [n]; NULL where num_classes is 0 */
     const struct step_state *state; /* device; dropout's seed and step; NULL: no dropout */
     const uint64_t *index;          /* device [n]; with state */
-    ddpm_tensor *out;               /* [n,H,W,C] written */
+    ddpm_tensor *out;               /* [n,H,W,C] written; of ddpm_model_activation's type */
 } ddpm_forward_args;
 
 /* out = the prediction at (x, t). With `state` and reserve(training), keeps what backward needs. */
 ddpm_status ddpm_model_forward(ddpm_model *m, const ddpm_forward_args *a);
-/* From dout [n,H,W,C] of the last forward: grads += ; dx [n,H,W,C] written, or NULL. dout is
- * overwritten. */
+/* From dout [n,H,W,C] of the last forward: grads += ; dx [n,H,W,C] written, or NULL; both of
+ * ddpm_model_activation's type. dout is overwritten. */
 ddpm_status ddpm_model_backward(ddpm_model *m, const ddpm_forward_args *a, ddpm_tensor *dout,
                                 ddpm_tensor *dx);
 

@@ -12,7 +12,7 @@ extern "C" {
 
 typedef struct ddpm_sampler ddpm_sampler;
 
-/* One batch at a time on a model that is bound to weights. The model is borrowed and reserved for
+/* One batch at a time on a model that is bound to weights, in the model's precision. The model is borrowed and reserved for
  * `batch` images here unless it is already reserved for as many. NOMEM, CONFIG (spacing). */
 ddpm_status ddpm_sampler_create(ddpm_backend *be, ddpm_model *model,
                                 const ddpm_diffusion_config *diffusion,
@@ -20,14 +20,18 @@ ddpm_status ddpm_sampler_create(ddpm_backend *be, ddpm_model *model,
 void ddpm_sampler_free(ddpm_sampler *s); /* accepts NULL; not the model */
 int ddpm_sampler_steps(const ddpm_sampler *s);
 
-/* Called after each reverse step with the current x0_hat as u8 [n,H,W,C] (host, borrowed); step
- * counts S .. 1. */
+/* Called after reverse steps, S .. 1, with the current x0_hat as u8 [n,H,W,C] (host, borrowed), or NULL
+ * where the step's picture is not wanted: then it tells how far the run is, after every step on a CPU,
+ * after some of them on a GPU, which is not made to wait. */
 typedef void (*ddpm_frame_sink)(void *user, int step, const uint8_t *x0_hat);
+/* The steps whose pictures the sink gets, from the next run on: step [n], borrowed; n = 0 none. At
+ * first, and with n = -1, all. */
+void ddpm_sampler_frames(ddpm_sampler *s, const int *step, int n);
 
 /* Images of the samples index[0..n-1] (n <= batch), noise keyed by (seed, index): u8 [n,H,W,C] on
  * the host. label [n] or NULL. frames may be NULL, and is then free of cost. *stop (may be NULL)
  * ends it between steps with STOPPED. NUMERIC when the network gives non-finite values, with the
- * step and sample. */
+ * step and sample. On a GPU every step is one launch of a recording (backend.h). */
 ddpm_status ddpm_sampler_run(ddpm_sampler *s, uint64_t seed, int n, const uint64_t *index,
                              const int32_t *label, uint8_t *images, ddpm_frame_sink frames,
                              void *user, const volatile int *stop);

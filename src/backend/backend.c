@@ -51,6 +51,11 @@ bool ddpm_backend_is_cpu(const ddpm_backend *be)
     return be->is_cpu;
 }
 
+bool ddpm_backend_takes_bf16(const ddpm_backend *be)
+{
+    return be->takes_bf16;
+}
+
 int ddpm_backend_threads(const ddpm_backend *be)
 {
     return be->threads;
@@ -64,6 +69,11 @@ double ddpm_backend_rated_flops(const ddpm_backend *be)
 void ddpm_backend_configure(ddpm_backend *be, const ddpm_backend_options *options)
 {
     be->options = *options;
+}
+
+ddpm_backend_options ddpm_backend_configuration(const ddpm_backend *be)
+{
+    return be->options;
 }
 
 const char *ddpm_backend_notice(const ddpm_backend *be, int i)

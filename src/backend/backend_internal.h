@@ -37,6 +37,14 @@ struct backend_device {
     /* Weights may have changed, or will not change until the next call. */
     void (*freeze_weights)(ddpm_backend *be, bool on);
     double (*rated_flops)(const ddpm_backend *be); /* or NULL: no rating */
+    /* Recordings (recording.c); all NULL where calls are always made one by one. Between begin and
+     * end, which always ends it and gives the graph where nothing failed, calls are noted instead of
+     * made. */
+    bool (*can_record)(const ddpm_backend *be);
+    ddpm_status (*record_begin)(ddpm_backend *be);
+    ddpm_status (*record_end)(ddpm_backend *be, void **graph);
+    ddpm_status (*record_launch)(ddpm_backend *be, void *graph);
+    void (*record_free)(ddpm_backend *be, void *graph);
 };
 
 enum { BACKEND_NOTICES = 16 };
@@ -52,6 +60,7 @@ struct ddpm_backend {
     int n_notices;
     char notices[BACKEND_NOTICES][256];
     size_t scratch_bytes; /* the largest scratch any op has asked for */
+    uint64_t releases;    /* of blocks and scratch, kept by devices that record: a recording from before may point there */
     size_t memory, memory_peak;
     struct profile_row profile[OP_COUNT];
 };

@@ -63,6 +63,7 @@ ddpm_status expect_reverse_step(const ddpm_backend *be, const struct reverse_ste
     if (a->noise) OP_EXPECT_LIKE(be, op, a->noise, DDPM_F32, a->x);
     if (a->x0_hat) OP_EXPECT_LIKE(be, op, a->x0_hat, DDPM_F32, a->x);
     REQUIRE(a->rows || be->is_measuring, SHAPE, "reverse_step: rows are missing");
+    REQUIRE(!a->bad || a->state || be->is_measuring, SHAPE, "reverse_step: bad needs state");
     return DDPM_OK;
 }
 

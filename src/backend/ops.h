@@ -36,7 +36,8 @@
         X(attention) X(attention_bwd) X(softmax) X(softmax_bwd) X(silu) X(silu_bwd) X(upsample2)   \
             X(upsample2_bwd) X(avgpool2) X(avgpool2_bwd) X(time_embedding) X(embedding)            \
                 X(embedding_bwd) X(add) X(gaussian) X(q_sample) X(diffusion_loss) X(reverse_step)  \
-                    X(sum_squares) X(adamw) X(to_u8) X(open_step) X(close_step)
+                    X(sum_squares) X(adamw) X(to_u8) X(open_step) X(close_step)  \
+                        X(open_sample) X(cast) X(gather)
 
 #define OPS_EMA_MAX 4
 
@@ -312,6 +313,8 @@ struct diffusion_loss_args {
  *          where sigma == 0
  *   x      [N,H,W,C] x_t, and x' in place
  *   x0_hat [N,H,W,C] written, or NULL
+ *   bad    i32 device [N] or NULL: where an element of image n of out is not finite, and bad[n] is
+ *          0, bad[n] = state->step; with bad, state is needed
  * Ancestral [DDPM 2020, eq. 6, 7, algorithm 2] and DDIM [Song 2021, eq. 12] differ in the rows
  * alone (sampler.h). */
 struct reverse_step_args {
@@ -320,6 +323,7 @@ struct reverse_step_args {
     const struct step_state *state;
     const uint64_t *index;
     ddpm_tensor *x, *x0_hat;
+    int32_t *bad;
 };
 
 /* *sum (f64, device) = sum of x[i]^2: float64 chunks of 65536 elements added in order. x [n]. */
@@ -415,6 +419,35 @@ struct close_step_args {
     double *sum;
     struct step_counters *counters;
     struct step_figures *ring;
+};
+
+/* The beginning of a sampler's step: state->step, at most S+1 (the caller's duty), counts down by one to
+ * s, not below 1, and each image gets the numbers of that step.
+ *   table  f32 device [S+1,8], row s for reverse_step; times f32 device [S+1]
+ *   rows   f32 device [N,8] written; time f32 [N] written */
+struct open_sample_args {
+    const float *table, *times;
+    struct step_state *state;
+    float *rows;
+    ddpm_tensor *time;
+};
+
+/* y = x in the other type, f32 to bf16 (to nearest, ties to even; NaN stays one) or bf16 to f32. Any
+ * shape; on every backend. */
+struct cast_args {
+    const ddpm_tensor *x;
+    ddpm_tensor *y;
+};
+
+/* A batch out of a data set that lies on the device: image n of y is image number[n] of x.
+ *   x      u8 [M,H,W,C]; y u8 [N,H,W,C] written
+ *   number i32 device [N], 0 <= number < M (the caller's duty)
+ *   label  i32 device [N] written = labels[number[n]], labels i32 device [M]; or both NULL */
+struct gather_args {
+    const ddpm_tensor *x;
+    const int32_t *number, *labels;
+    ddpm_tensor *y;
+    int32_t *label;
 };
 
 struct ops {

@@ -6,6 +6,7 @@
 #ifndef CLI_CLI_H
 #define CLI_CLI_H
 
+#include "ddpm/backend.h"
 #include "ddpm/status.h"
 #include "progress.h"
 
@@ -34,6 +35,28 @@ typedef struct {
     int n;
 } cli_sets;
 void cli_sets_add(struct argp_state *state, cli_sets *sets, const char *text);
+
+/* --device, --threads, --deterministic, --no-graph: their lines of a command's options, and what they say. */
+typedef struct {
+    const char *name; /* borrowed; NULL: the GPU where there is one */
+    int threads;      /* 0: all */
+    ddpm_backend_options options;
+} cli_device;
+enum { CLI_KEY_DEVICE = 512, CLI_KEY_THREADS, CLI_KEY_DETERMINISTIC, CLI_KEY_NO_GRAPH };
+/* clang-format off */
+#define CLI_DEVICE_OPTIONS(group)                                                                                      \
+    {"device", CLI_KEY_DEVICE, "NAME", 0,                                                                              \
+     "cpu or cuda[:n] (default: the GPU where there is one, else the CPU)", group},                                    \
+    {"threads", CLI_KEY_THREADS, "N", 0, "CPU threads (default: all)", group},                                         \
+    {"deterministic", CLI_KEY_DETERMINISTIC, NULL, 0,                                                                  \
+     "GPU: the same bits on every run on the same GPU and versions, at some cost in speed; a CPU always gives them",   \
+     group},                                                                                                           \
+    {"no-graph", CLI_KEY_NO_GRAPH, NULL, 0,                                                                            \
+     "GPU: enqueue every call of a step by itself instead of as one recorded graph; the same bits, slower", group}
+/* clang-format on */
+/* Takes the option where it is one of these. */
+bool cli_device_parse(cli_device *d, int key, char *arg, struct argp_state *state);
+ddpm_status cli_device_create(const cli_device *d, ddpm_backend **out);
 
 /* The name nearest to `word` (edit distance at most half its length); NULL when none is near. */
 const char *cli_nearest(const char *word, const char *const *names, int n);

@@ -9,9 +9,10 @@
 #include <string.h>
 
 struct bench {
-    const char *what, *config, *device, *json, *op;
+    const char *what, *config, *json, *op;
+    cli_device device;
     cli_sets sets;
-    int batch, warmup, repeats, steps, threads; /* warmup -1, others 0: default */
+    int batch, warmup, repeats, steps; /* warmup -1, others 0: default */
     bool profiles, is_quiet, is_bf16, skips_peak;
 };
 
@@ -20,8 +21,6 @@ enum {
     KEY_WARMUP,
     KEY_REPEATS,
     KEY_STEPS,
-    KEY_DEVICE,
-    KEY_THREADS,
     KEY_JSON,
     KEY_PROFILE,
     KEY_DTYPE,
@@ -43,9 +42,7 @@ static const struct argp_option options[] = {
     {"no-peak", KEY_NO_PEAK, NULL, 0,
      "Leave out the machine's own peaks, and with them the shares of them", 0},
     {"set", KEY_SET, "KEY=VALUE", 0, "Override a configuration key; may be given again", 0},
-    {"device", KEY_DEVICE, "NAME", 0,
-     "cpu or cuda[:n] (default: the GPU where there is one, else the CPU)", 0},
-    {"threads", KEY_THREADS, "N", 0, "CPU threads (default: all)", 0},
+    CLI_DEVICE_OPTIONS(0),
     {"json", KEY_JSON, "FILE", 0,
      "Write the figures as JSON, with the names of the screen; - for standard output", 0},
     {"quiet", 'q', NULL, 0, "No progress", 0},
@@ -84,14 +81,8 @@ static error_t parse_option(int key, char *arg, struct argp_state *state)
     case KEY_STEPS:
         b->steps = (int)cli_integer(state, "--steps", arg, 1, 100000);
         return 0;
-    case KEY_THREADS:
-        b->threads = (int)cli_integer(state, "--threads", arg, 1, 4096);
-        return 0;
     case KEY_SET:
         cli_sets_add(state, &b->sets, arg);
-        return 0;
-    case KEY_DEVICE:
-        b->device = arg;
         return 0;
     case KEY_JSON:
         b->json = arg;
@@ -121,7 +112,7 @@ static error_t parse_option(int key, char *arg, struct argp_state *state)
             cli_usage_error(state, "bench ops takes no configuration");
         return 0;
     default:
-        return ARGP_ERR_UNKNOWN;
+        return cli_device_parse(&b->device, key, arg, state) ? 0 : ARGP_ERR_UNKNOWN;
     }
 }
 
@@ -169,9 +160,10 @@ static ddpm_status run_bench(const struct bench *b, report *r)
     size_t k = 0;
     while (strcmp(kinds[k].name, b->what) != 0)
         k++;
-    bench_job job = {.device = b->device,
+    bench_job job = {.device = b->device.name,
                      .configuration = b->config ? b->config : "built-in defaults",
-                     .threads = b->threads,
+                     .threads = b->device.threads,
+                     .options = b->device.options,
                      .warmup = b->warmup >= 0 ? b->warmup : kinds[k].warmup,
                      .repeats = b->repeats ? b->repeats : kinds[k].repeats,
                      .batch = b->batch,

@@ -12,10 +12,10 @@
 
 struct sample {
     ddpm_sample_job job;
-    const char *device, *json;
+    const char *json;
+    cli_device device;
     cli_sets sets;
     char eta[64], sampler[64], batch[64]; /* these options as --set strings */
-    int threads;
     bool is_quiet;
 };
 
@@ -30,8 +30,6 @@ enum {
     KEY_LABEL,
     KEY_NO_GRID,
     KEY_NO_ANIMATION,
-    KEY_DEVICE,
-    KEY_THREADS,
     KEY_JSON
 };
 
@@ -50,8 +48,7 @@ static const struct argp_option options[] = {
     {"batch", 'b', "N", 0, "Images at a time; changes no image (default: the configuration's)", 3},
     {"no-grid", KEY_NO_GRID, NULL, 0, "No grid.png and no animation (default: of 64 images)", 3},
     {"no-animation", KEY_NO_ANIMATION, NULL, 0, "No animation.webp", 3},
-    {"device", KEY_DEVICE, "NAME", 0, "cpu or cuda[:n] (default: the GPU where there is one, else the CPU)", 4},
-    {"threads", KEY_THREADS, "N", 0, "CPU threads (default: all)", 4},
+    CLI_DEVICE_OPTIONS(4),
     {"json", KEY_JSON, "FILE", 0, "Write the figures as JSON, with the names of the screen; - for standard output", 4},
     {"quiet", 'q', NULL, 0, "No progress", 4},
     {0}};
@@ -134,12 +131,6 @@ static error_t parse_option(int key, char *arg, struct argp_state *state)
     case KEY_SHARD:
         parse_shard(p, arg, state);
         return 0;
-    case KEY_DEVICE:
-        p->device = arg;
-        return 0;
-    case KEY_THREADS:
-        p->threads = (int)cli_integer(state, "--threads", arg, 1, 4096);
-        return 0;
     case KEY_JSON:
         p->json = arg;
         return 0;
@@ -156,7 +147,7 @@ static error_t parse_option(int key, char *arg, struct argp_state *state)
         if (!p->job.output) cli_usage_error(state, "no output folder is given: -o DIR");
         return 0;
     default:
-        return parse_sampling(p, key, arg, state);
+        return cli_device_parse(&p->device, key, arg, state) ? 0 : parse_sampling(p, key, arg, state);
     }
 }
 
@@ -190,7 +181,7 @@ static ddpm_status run(struct sample *p, report *r)
     p->job.n_set = p->sets.n;
     p->job.sink = cli_sink(p->is_quiet);
     p->job.stop = cli_stop_flag();
-    TRY(ddpm_backend_create(p->device, p->threads, &be));
+    TRY(cli_device_create(&p->device, &be));
     ddpm_status s = ddpm_sample_run(be, &p->job, &done);
     if (!s) fill_report(r, &done);
     ddpm_sample_report_free(&done);

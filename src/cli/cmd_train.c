@@ -15,11 +15,11 @@
 #include <sys/stat.h>
 
 struct train {
-    const char *config, *dir, *device;
+    const char *config, *dir;
+    cli_device device;
     cli_sets sets;
     int64_t max_steps;
     double max_seconds;
-    int threads; /* 0: all cores */
     bool overfits, overrides, is_quiet, is_json;
 };
 
@@ -30,8 +30,6 @@ enum {
     KEY_TIME,
     KEY_OVERFIT,
     KEY_OVERRIDE,
-    KEY_DEVICE,
-    KEY_THREADS,
     KEY_JSON
 };
 
@@ -50,9 +48,7 @@ static const struct argp_option options[] = {
      0},
     {"override", KEY_OVERRIDE, NULL, 0,
      "Go on though keys differ from those that the run was started with", 0},
-    {"device", KEY_DEVICE, "NAME", 0,
-     "cpu or cuda[:n] (default: the GPU where there is one, else the CPU)", 0},
-    {"threads", KEY_THREADS, "N", 0, "CPU threads (default: all)", 0},
+    CLI_DEVICE_OPTIONS(0),
     {"quiet", 'q', NULL, 0, "No progress", 0},
     {"json", KEY_JSON, NULL, 0, "Print the figures of the run as JSON", 0},
     {0}};
@@ -93,12 +89,6 @@ static error_t parse_option(int key, char *arg, struct argp_state *state)
     case KEY_OVERRIDE:
         t->overrides = true;
         return 0;
-    case KEY_DEVICE:
-        t->device = arg;
-        return 0;
-    case KEY_THREADS:
-        t->threads = (int)cli_integer(state, "--threads", arg, 1, 4096);
-        return 0;
     case 'q':
         t->is_quiet = true;
         return 0;
@@ -113,7 +103,7 @@ static error_t parse_option(int key, char *arg, struct argp_state *state)
         if (!t->dir) cli_usage_error(state, "no run folder is given: --run DIR");
         return 0;
     default:
-        return ARGP_ERR_UNKNOWN;
+        return cli_device_parse(&t->device, key, arg, state) ? 0 : ARGP_ERR_UNKNOWN;
     }
 }
 
@@ -190,7 +180,7 @@ static ddpm_status run(const struct train *t, ddpm_config *cfg, ddpm_backend **b
                                 .sink = cli_sink(t->is_quiet),
                                 .stop = cli_stop_flag()};
     TRY(load_config(t, cfg));
-    TRY(ddpm_backend_create(t->device, t->threads, be));
+    TRY(cli_device_create(&t->device, be));
     TRY(ddpm_train_run(*be, cfg, &o, done));
     if (t->is_json)
         TRY(print_json(t, done));

@@ -39,6 +39,7 @@ struct param {
  * projection), or over some of its input channels. */
 struct weight {
     ddpm_tensor w, g; /* data set by ddpm_model_bind */
+    ddpm_tensor half; /* w as bf16, set by ddpm_model_bind_half */
     int64_t offset;
 };
 
@@ -107,7 +108,8 @@ struct block {
             struct norm norm; /* BLOCK_HEAD */
             struct conv conv;
             int wide, d_wide; /* BLOCK_UP: the enlarged input, drawn anew in backward; BLOCK_HEAD:
-                                 act and its gradient */
+                                 act and its gradient; BLOCK_CONV_IN: wide is an f32 input in
+                                 bf16 */
             int wide_again;
         } plain;
     } u;
@@ -117,12 +119,14 @@ struct ddpm_model {
     ddpm_backend *be; /* borrowed */
     const struct ops *ops;
     ddpm_model_config cfg;
+    bool is_half; /* activations and kernels are bf16 */
 
     struct param *params;
     int n_params, cap_params;
     int64_t total, arena_count;
     struct weight *weights;
     int n_weights, cap_weights;
+    const float *bound; /* by ddpm_model_bind; borrowed */
 
     struct slot *slots;
     int n_slots, cap_slots;
@@ -159,6 +163,8 @@ struct ddpm_model {
 ddpm_tensor *model_use(ddpm_model *m, int slot);
 /* Tensors of a weight and its gradient; NULL for -1. */
 const ddpm_tensor *model_weight(const ddpm_model *m, int weight);
+/* The same for the kernel of a convolution: of the type of its activations. */
+const ddpm_tensor *model_kernel(const ddpm_model *m, int weight);
 ddpm_tensor *model_gradient(const ddpm_model *m, int weight);
 
 /* ---- building; a failure (NOMEM) is kept in the builder, whose later calls do nothing ---- */

@@ -4,7 +4,7 @@
 
 ddpm_status conv_forward(ddpm_model *m, const struct conv *c, int x, int emb, int residual, int y)
 {
-    RUN(m, conv2d, .x = model_use(m, x), .w = model_weight(m, c->w), .bias = model_weight(m, c->b),
+    RUN(m, conv2d, .x = model_use(m, x), .w = model_kernel(m, c->w), .bias = model_weight(m, c->b),
         .emb = model_use(m, emb), .residual = model_use(m, residual), .stride = c->stride,
         .pad_top = c->pad_top, .pad_left = c->pad_left, .pad_bottom = c->pad_bottom,
         .pad_right = c->pad_right, .y = model_use(m, y));
@@ -19,7 +19,7 @@ ddpm_status conv_backward(ddpm_model *m, const struct conv *c, int x, int dy, in
         .pad_right = c->pad_right, .dw = model_gradient(m, c->w), .db = model_gradient(m, c->b),
         .demb = model_use(m, demb));
     if (dx == NO_SLOT) return DDPM_OK;
-    RUN(m, conv2d_bwd_data, .dy = model_use(m, dy), .w = model_weight(m, c->w), .stride = c->stride,
+    RUN(m, conv2d_bwd_data, .dy = model_use(m, dy), .w = model_kernel(m, c->w), .stride = c->stride,
         .pad_top = c->pad_top, .pad_left = c->pad_left, .pad_bottom = c->pad_bottom,
         .pad_right = c->pad_right, .accumulate = accumulate, .dx = model_use(m, dx));
     return DDPM_OK;

@@ -45,6 +45,27 @@ ddpm_status ddpm_model_create(ddpm_backend *be, const ddpm_model_config *cfg, dd
     return DDPM_OK;
 }
 
+/* Images are what bf16 is for; tensors of a few numbers an image (statistics, log-sums, embeddings) stay f32. */
+ddpm_status ddpm_model_set_precision(ddpm_model *m, int precision, const char *key)
+{
+    REQUIRE(!m->step, BUG, "model: its precision is set after it was reserved");
+    const bool is_half = precision == DDPM_PRECISION_BF16;
+    REQUIRE(!is_half || ddpm_backend_takes_bf16(m->be), CONFIG, "%s: %s computes in fp32 alone; set it to fp32", key,
+            ddpm_backend_name(m->be));
+    m->is_half = is_half;
+    for (int i = 0; i < m->n_slots; i++) {
+        ddpm_tensor *t = &m->slots[i].tensor;
+        t->dtype = is_half && t->rank == 4 ? DDPM_BF16 : DDPM_F32;
+    }
+    ddpm_model_bind_half(m, NULL); /* types and shapes of the kernels, for measuring */
+    return DDPM_OK;
+}
+
+ddpm_dtype ddpm_model_activation(const ddpm_model *m)
+{
+    return m->is_half ? DDPM_BF16 : DDPM_F32;
+}
+
 const ddpm_model_config *ddpm_model_configuration(const ddpm_model *m)
 {
     return &m->cfg;
@@ -73,7 +94,8 @@ ddpm_status ddpm_model_measure(ddpm_model *m, int batch, bool training, ddpm_mod
     REQUIRE(!m->step, BUG, "model: measured after it was reserved");
     size_t bytes;
     TRY(plan_reserve(m, batch, training, &bytes));
-    *out = (ddpm_model_memory){.weights_bytes = (size_t)ddpm_model_arena_count(m) * sizeof(float),
+    const size_t each = m->is_half ? sizeof(float) + sizeof(uint16_t) : sizeof(float);
+    *out = (ddpm_model_memory){.weights_bytes = (size_t)ddpm_model_arena_count(m) * each,
                                .activation_bytes = bytes,
                                .scratch_bytes = ddpm_backend_scratch_bytes(m->be)};
     return DDPM_OK;
@@ -89,8 +111,8 @@ static const char *const kind_names[] = {[BLOCK_TIME] = "time",    [BLOCK_CONV_I
                                          [BLOCK_DOWN] = "down",    [BLOCK_UP] = "up",
                                          [BLOCK_HEAD] = "head"};
 
-/* Floats one block keeps from forward to backward, for one image. */
-static int64_t saved_floats(const struct block *k)
+/* Activations one block keeps from forward to backward, for one image. */
+static int64_t saved_elements(const struct block *k)
 {
     const int64_t pixels = k->h * k->w;
     switch (k->kind) {
@@ -115,7 +137,8 @@ void ddpm_model_layer(const ddpm_model *m, int i, ddpm_layer_report *out)
                                .channels = k->c,
                                .parameters = k->parameters,
                                .macs = k->macs,
-                               .saved_bytes = saved_floats(k) * (int64_t)sizeof(float)};
+                               .saved_bytes =
+                                   saved_elements(k) * (int64_t)ddpm_dtype_size(ddpm_model_activation(m))};
 }
 
 double ddpm_model_macs(const ddpm_model *m)

@@ -148,6 +148,12 @@ const ddpm_tensor *model_weight(const ddpm_model *m, int weight)
     return weight < 0 ? NULL : &m->weights[weight].w;
 }
 
+const ddpm_tensor *model_kernel(const ddpm_model *m, int weight)
+{
+    if (weight < 0) return NULL;
+    return m->is_half ? &m->weights[weight].half : &m->weights[weight].w;
+}
+
 ddpm_tensor *model_gradient(const ddpm_model *m, int weight)
 {
     return weight < 0 ? NULL : &m->weights[weight].g;
@@ -155,11 +161,27 @@ ddpm_tensor *model_gradient(const ddpm_model *m, int weight)
 
 void ddpm_model_bind(ddpm_model *m, float *weights, float *grads)
 {
+    m->bound = weights;
     for (int i = 0; i < m->n_weights; i++) {
         struct weight *w = &m->weights[i];
         w->w.data = weights ? weights + w->offset : NULL;
         w->g.data = grads ? grads + w->offset : NULL;
     }
+}
+
+void ddpm_model_bind_half(ddpm_model *m, void *half)
+{
+    for (int i = 0; i < m->n_weights; i++) {
+        struct weight *w = &m->weights[i];
+        w->half = w->w;
+        w->half.dtype = DDPM_BF16;
+        w->half.data = half ? (uint16_t *)half + w->offset : NULL;
+    }
+}
+
+const float *ddpm_model_weights(const ddpm_model *m)
+{
+    return m->bound;
 }
 
 /* ---- what callers see ---- */

@@ -22,6 +22,7 @@ void conv_in_build(struct builder *b, struct block *k)
     b->prefix = ""; /* the parameters are named like the block */
     set_extent(b, k, NO_SLOT, (int)ddpm_model_level_channels(cfg, 0), cfg->image_height, cfg->image_width);
     k->u.plain.conv = build_conv(b, "conv_in", k->c1, k->c, 3, 1, 1, false);
+    k->u.plain.wide = build_image(b, k->h, k->w, k->c1);
     k->y = build_activation(b, k->h, k->w, k->c);
 }
 
@@ -61,7 +62,7 @@ void head_build(struct builder *b, struct block *k, int x, int64_t h, int64_t w)
 static ddpm_status convolve(ddpm_model *m, const struct conv *c, const ddpm_tensor *x,
                             ddpm_tensor *y)
 {
-    RUN(m, conv2d, .x = x, .w = model_weight(m, c->w), .bias = model_weight(m, c->b),
+    RUN(m, conv2d, .x = x, .w = model_kernel(m, c->w), .bias = model_weight(m, c->b),
         .stride = c->stride, .pad_top = c->pad_top, .pad_left = c->pad_left,
         .pad_bottom = c->pad_bottom, .pad_right = c->pad_right, .y = y);
     return DDPM_OK;
@@ -74,17 +75,30 @@ static ddpm_status convolve_backward(ddpm_model *m, const struct conv *c, const 
         .pad_left = c->pad_left, .pad_bottom = c->pad_bottom, .pad_right = c->pad_right,
         .dw = model_gradient(m, c->w), .db = model_gradient(m, c->b));
     if (!dx) return DDPM_OK;
-    RUN(m, conv2d_bwd_data, .dy = dy, .w = model_weight(m, c->w), .stride = c->stride,
+    RUN(m, conv2d_bwd_data, .dy = dy, .w = model_kernel(m, c->w), .stride = c->stride,
         .pad_top = c->pad_top, .pad_left = c->pad_left, .pad_bottom = c->pad_bottom,
         .pad_right = c->pad_right, .dx = dx);
     return DDPM_OK;
+}
+
+/* Samples are f32 whatever the network is. */
+static bool is_cast(const ddpm_model *m)
+{
+    return m->is_half && m->args->x->dtype == DDPM_F32;
+}
+
+static const ddpm_tensor *network_input(ddpm_model *m, const struct block *k)
+{
+    return is_cast(m) ? model_use(m, k->u.plain.wide) : m->args->x;
 }
 
 ddpm_status plain_forward(ddpm_model *m, struct block *k)
 {
     switch (k->kind) {
     case BLOCK_CONV_IN:
-        return convolve(m, &k->u.plain.conv, m->args->x, model_use(m, k->y));
+        if (is_cast(m))
+            RUN(m, cast, .x = m->args->x, .y = model_use(m, k->u.plain.wide));
+        return convolve(m, &k->u.plain.conv, network_input(m, k), model_use(m, k->y));
     case BLOCK_UP:
         RUN(m, upsample2, .x = model_use(m, k->x1), .y = model_use(m, k->u.plain.wide));
         return conv_forward(m, &k->u.plain.conv, k->u.plain.wide, NO_SLOT, NO_SLOT, k->y);
@@ -123,8 +137,8 @@ ddpm_status plain_backward(ddpm_model *m, struct block *k)
     bool had;
     switch (k->kind) {
     case BLOCK_CONV_IN:
-        return convolve_backward(m, &k->u.plain.conv, m->args->x, model_use(m, grad_of(m, k->y)),
-                                 m->dx);
+        return convolve_backward(m, &k->u.plain.conv, network_input(m, k),
+                                 model_use(m, grad_of(m, k->y)), m->dx);
     case BLOCK_UP:
         return up_backward(m, k);
     case BLOCK_HEAD:

@@ -139,7 +139,8 @@ static ddpm_status place_all(ddpm_model *m, int max_batch, size_t *total)
         if (s->parent >= 0 || s->first < 0) continue;
         size_t bytes;
         s->tensor.dim[0] = max_batch;
-        if (!checked_product(s->tensor.dim, s->tensor.rank, sizeof(float), &bytes) ||
+        if (!checked_product(s->tensor.dim, s->tensor.rank, ddpm_dtype_size(s->tensor.dtype),
+                             &bytes) ||
             bytes > SIZE_MAX / 2) {
             free(order);
             return FAIL(CONFIG, "model: an activation of a batch of %d does not fit an address",
@@ -165,7 +166,9 @@ static ddpm_status walk(ddpm_model *m, int batch, bool training)
 {
     const ddpm_model_config *c = &m->cfg;
     ddpm_tensor x = ddpm_tensor_4d(NULL, batch, c->image_height, c->image_width, c->image_channels);
-    ddpm_tensor out = x, dout = x;
+    ddpm_tensor out = x;
+    out.dtype = ddpm_model_activation(m);
+    ddpm_tensor dout = out;
     ddpm_tensor t = ddpm_tensor_1d(NULL, batch);
     const struct step_state state = {0};
     const uint64_t index = 0;
@@ -210,7 +213,8 @@ void plan_place(ddpm_model *m, unsigned char *base)
     for (int i = 0; i < m->n_slots; i++) {
         struct slot *s = &m->slots[i];
         if (s->parent < 0) continue;
-        float *of = m->slots[s->parent].tensor.data;
-        s->tensor.data = of ? of + s->view_offset : NULL;
+        unsigned char *of = m->slots[s->parent].tensor.data;
+        const size_t skipped = (size_t)s->view_offset * ddpm_dtype_size(s->tensor.dtype);
+        s->tensor.data = of ? of + skipped : NULL;
     }
 }

@@ -99,10 +99,10 @@ ddpm_status res_forward(ddpm_model *m, struct block *k)
         .y = model_use(m, k->u.res.act2));
     if (!has_shortcut(k))
         return conv_forward(m, &k->u.res.conv2, k->u.res.act2, NO_SLOT, k->x1, k->y);
-    RUN(m, conv2d, .x = model_use(m, k->x1), .w = model_weight(m, k->u.res.shortcut1),
+    RUN(m, conv2d, .x = model_use(m, k->x1), .w = model_kernel(m, k->u.res.shortcut1),
         .bias = model_weight(m, k->u.res.shortcut_b), .stride = 1, .y = model_use(m, k->y));
     if (k->c2)
-        RUN(m, conv2d, .x = model_use(m, k->x2), .w = model_weight(m, k->u.res.shortcut2),
+        RUN(m, conv2d, .x = model_use(m, k->x2), .w = model_kernel(m, k->u.res.shortcut2),
             .stride = 1, .residual = model_use(m, k->y), .y = model_use(m, k->y));
     return conv_forward(m, &k->u.res.conv2, k->u.res.act2, NO_SLOT, k->y, k->y);
 }
@@ -112,12 +112,12 @@ static ddpm_status shortcut_backward(ddpm_model *m, const struct block *k, int d
 {
     RUN(m, conv2d_bwd_filter, .x = model_use(m, k->x1), .dy = model_use(m, dy), .stride = 1,
         .dw = model_gradient(m, k->u.res.shortcut1), .db = model_gradient(m, k->u.res.shortcut_b));
-    RUN(m, conv2d_bwd_data, .dy = model_use(m, dy), .w = model_weight(m, k->u.res.shortcut1),
+    RUN(m, conv2d_bwd_data, .dy = model_use(m, dy), .w = model_kernel(m, k->u.res.shortcut1),
         .stride = 1, .accumulate = true, .dx = model_use(m, dx1));
     if (!k->c2) return DDPM_OK;
     RUN(m, conv2d_bwd_filter, .x = model_use(m, k->x2), .dy = model_use(m, dy), .stride = 1,
         .dw = model_gradient(m, k->u.res.shortcut2));
-    RUN(m, conv2d_bwd_data, .dy = model_use(m, dy), .w = model_weight(m, k->u.res.shortcut2),
+    RUN(m, conv2d_bwd_data, .dy = model_use(m, dy), .w = model_kernel(m, k->u.res.shortcut2),
         .stride = 1, .accumulate = true, .dx = model_use(m, dx2));
     return DDPM_OK;
 }

@@ -11,6 +11,7 @@
 #include "checkpoint.h"
 #include "fail.h"
 #include "notices.h"
+#include "ops.h"
 #include "philox.h"
 
 #include <errno.h>
@@ -74,6 +75,16 @@ static ddpm_status check_weights(const sample_run *r, const checkpoint_counters 
 
 /* ---- the network ---- */
 
+static ddpm_status round_weights(sample_run *r, int64_t count)
+{
+    TRY(ddpm_backend_alloc(r->be, (size_t)count * sizeof(uint16_t), &r->half));
+    const ddpm_tensor from = ddpm_tensor_1d(r->weights, count);
+    ddpm_tensor to = ddpm_tensor_1d(r->half, count);
+    to.dtype = DDPM_BF16;
+    ddpm_model_bind_half(r->model, r->half);
+    return backend_ops(r->be)->cast(r->be, &(struct cast_args){.x = &from, .y = &to});
+}
+
 static ddpm_status load_weights(sample_run *r, st_file *file)
 {
     const size_t count = (size_t)ddpm_model_arena_count(r->model);
@@ -85,8 +96,9 @@ static ddpm_status load_weights(sample_run *r, st_file *file)
     if (!s) s = ddpm_backend_alloc(r->be, count * sizeof *arena, (void **)&r->weights);
     if (!s) s = ddpm_backend_upload(r->be, r->weights, arena, count * sizeof *arena);
     free(arena);
-    if (!s) ddpm_model_bind(r->model, r->weights, NULL);
-    return s;
+    if (s) return s;
+    ddpm_model_bind(r->model, r->weights, NULL);
+    return ddpm_model_activation(r->model) == DDPM_BF16 ? round_weights(r, (int64_t)count) : DDPM_OK;
 }
 
 static ddpm_status make_staging(sample_run *r)
@@ -113,6 +125,10 @@ static ddpm_status make_network(sample_run *r, st_file *file)
     REQUIRE(r->args->label >= -1 && (r->args->label < classes || r->args->label == -1), ARG,
             "label %" PRId64 "; the model has %" PRId64 " classes", r->args->label, classes);
     TRY(ddpm_model_create(r->be, &r->cfg.model, &r->model));
+    TRY(ddpm_model_set_precision(r->model, r->cfg.sample.precision, "sample.precision"));
+    ddpm_backend_options options = ddpm_backend_configuration(r->be);
+    options.uses_tf32 = r->cfg.sample.precision == DDPM_PRECISION_TF32;
+    ddpm_backend_configure(r->be, &options);
     TRY(load_weights(r, file));
     TRY(ddpm_sampler_create(r->be, r->model, &r->cfg.diffusion, &r->cfg.sample, r->batch, &r->sampler));
     return make_staging(r);
@@ -186,7 +202,7 @@ static void on_frame(void *user, int step, const uint8_t *x0_hat)
 
     const size_t image = (size_t)(r->shape.h * r->shape.w * r->shape.c);
     const int64_t room = f->n_images - r->first, n = room < r->batch ? room : r->batch;
-    if (n <= 0) return;
+    if (n <= 0 || !x0_hat) return;
     for (int i = 0; i < f->n_frames; i++)
         if (f->step[i] == step)
             memcpy(f->images + ((size_t)i * (size_t)f->n_images + (size_t)r->first) * image, x0_hat, (size_t)n * image);
@@ -199,8 +215,8 @@ ddpm_status job_draw(sample_run *r, int64_t first, int n)
         r->label[i] = job_label(r, r->index[i]);
     }
     r->first = first;
-    /* Looking at every step costs a conversion of the images; it is done for who watches, or where frames are kept. */
-    const bool is_seen = r->args->sink || first < r->frames.n_images;
+    const bool is_kept = first < r->frames.n_images, is_seen = r->args->sink || is_kept;
+    ddpm_sampler_frames(r->sampler, r->frames.step, is_kept ? r->frames.n_frames : 0);
     return ddpm_sampler_run(r->sampler, r->args->seed, n, r->index, r->shape.has_labels ? r->label : NULL, r->images,
                             is_seen ? on_frame : NULL, r, r->args->stop);
 }
@@ -256,6 +272,7 @@ static void release(sample_run *r)
     ddpm_sampler_free(r->sampler);
     ddpm_model_free(r->model);
     ddpm_backend_release(r->be, r->weights);
+    ddpm_backend_release(r->be, r->half);
     ddpm_config_free(&r->cfg);
     free(r->images);
     free(r->index);

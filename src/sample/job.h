@@ -31,6 +31,7 @@ typedef struct {
 
     ddpm_model *model;
     float *weights; /* on the device, owned */
+    void *half;     /* the same as bf16, for a bf16 network; owned */
     ddpm_sampler *sampler;
     int batch;
 

@@ -48,6 +48,8 @@ static void describe(const sample_run *r, text_buffer *t)
     text_add(t, "eta: %s\n", number_print(c->eta, number));
     text_add(t, "variance: %s\n", c->variance == DDPM_VARIANCE_LARGE ? "large" : "small");
     text_add(t, "clip: %s\n", c->clip ? "true" : "false");
+    if (c->precision == DDPM_PRECISION_BF16) text_add(t, "precision: bf16\n");
+    if (c->precision == DDPM_PRECISION_TF32) text_add(t, "precision: tf32\n");
 }
 
 /* The first line in which the two texts differ; CANTCREAT names both. */

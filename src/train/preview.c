@@ -93,9 +93,8 @@ static ddpm_status draw_images(struct preview *p, const ddpm_trainer *t, const v
 ddpm_status preview_draw(struct preview *p, ddpm_trainer *t, const char *path,
                          const volatile int *stop)
 {
-    ddpm_model_bind(t->model, t->n_ema ? t->ema[0] : t->p, NULL);
-    const ddpm_status s = draw_images(p, t, stop);
-    ddpm_model_bind(t->model, t->p, t->g);
-    TRY(s);
+    ddpm_status s = trainer_bind(t, t->n_ema ? t->ema[0] : t->p, NULL);
+    if (!s) s = draw_images(p, t, stop);
+    TRY(trainer_rebind(t, s));
     return picture_grid(path, p->images, p->n, (int)t->h, (int)t->w, (int)t->c, 0);
 }

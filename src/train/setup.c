@@ -29,6 +29,9 @@ static void weights_layout(ddpm_trainer *t, arena *a)
         *arrays[i] = arena_take(a, bytes, ALIGN_DEVICE);
     for (int k = 0; k < t->n_ema; k++)
         t->ema[k] = arena_take(a, bytes, ALIGN_DEVICE);
+    t->half = NULL;
+    if (ddpm_model_activation(t->model) == DDPM_BF16)
+        t->half = arena_take(a, (size_t)t->count * sizeof *t->half, ALIGN_DEVICE);
 }
 
 static void batch_layout(ddpm_trainer *t, arena *a, int64_t micro_batch)
@@ -52,8 +55,9 @@ static void batch_layout(ddpm_trainer *t, arena *a, int64_t micro_batch)
     t->ring = arena_take(a, DDPM_STEPS_PENDING * sizeof *t->ring, ALIGN_DEVICE);
     t->state = arena_take(a, sizeof *t->state, ALIGN_DEVICE);
     t->valid_state = arena_take(a, sizeof *t->valid_state, ALIGN_DEVICE);
-    t->xt = arena_take(a, m * image * sizeof(float), ALIGN_DEVICE);
-    t->out = arena_take(a, m * image * sizeof(float), ALIGN_DEVICE);
+    const size_t unit = ddpm_dtype_size(ddpm_model_activation(t->model));
+    t->xt = arena_take(a, m * image * unit, ALIGN_DEVICE);
+    t->out = arena_take(a, m * image * unit, ALIGN_DEVICE);
 }
 
 static void host_layout(ddpm_trainer *t, arena *a)
@@ -199,8 +203,6 @@ static ddpm_status read_config(ddpm_trainer *t, const ddpm_config *cfg)
     TRY(ddpm_config_check(cfg));
     TRY(ddpm_config_copy(cfg, &t->cfg));
     const ddpm_train_config *c = &t->cfg.train;
-    REQUIRE(c->precision == DDPM_PRECISION_FP32, CONFIG,
-            "train.precision: %s trains in fp32 alone; set it to fp32", ddpm_backend_name(t->be));
     REQUIRE(c->ema.n <= OPS_EMA_MAX, CONFIG, "train.ema: %d rates, there can be %d", c->ema.n,
             OPS_EMA_MAX);
     t->n_ema = c->ema.n;
@@ -226,8 +228,8 @@ static ddpm_status take_blocks(ddpm_trainer *t)
     batch_layout(t, &a, t->micro_batch);
     TRY(host_create(t));
     TRY(ddpm_model_reserve(t->model, (int)t->micro_batch, true));
-    ddpm_model_bind(t->model, t->p, t->g);
-    return DDPM_OK;
+    TRY(trainer_bind(t, t->p, t->g));
+    return ddpm_recording_create(t->be, trainer_step_calls, t, &t->recording);
 }
 
 /* What stays as it is for the whole run. */
@@ -267,6 +269,10 @@ static ddpm_status build(ddpm_backend *be, const ddpm_config *cfg, bool has_data
     TRY_GOTO(fail, read_config(t, cfg));
     TRY_GOTO(fail, ddpm_schedule_create(&t->cfg.diffusion, &t->schedule));
     TRY_GOTO(fail, ddpm_model_create(be, &t->cfg.model, &t->model));
+    TRY_GOTO(fail, ddpm_model_set_precision(t->model, t->cfg.train.precision, "train.precision"));
+    ddpm_backend_options options = ddpm_backend_configuration(be);
+    options.uses_tf32 = t->cfg.train.precision == DDPM_PRECISION_TF32;
+    ddpm_backend_configure(be, &options);
     t->count = (ddpm_model_arena_count(t->model) + ROUND_FLOATS - 1) / ROUND_FLOATS * ROUND_FLOATS;
     if (has_data) {
         TRY_GOTO(fail, open_data(t));
@@ -313,7 +319,7 @@ ddpm_status trainer_init_weights(ddpm_trainer *t)
     for (int k = 0; k < t->n_ema && !s; k++)
         s = ddpm_backend_upload(t->be, t->ema[k], host, bytes);
     if (host != t->p) free(host);
-    return s;
+    return s ? s : trainer_bind(t, t->p, t->g);
 }
 
 ddpm_status ddpm_trainer_create(ddpm_backend *be, const ddpm_config *cfg, ddpm_trainer **out)
@@ -334,6 +340,7 @@ void ddpm_trainer_free(ddpm_trainer *t)
 {
     if (!t) return;
     ddpm_dataset_close(t->data);
+    ddpm_recording_free(t->recording);
     ddpm_model_free(t->model);
     ddpm_schedule_free(t->schedule);
     if (t->batch_block) ddpm_backend_release(t->be, t->batch_block);
@@ -345,6 +352,7 @@ void ddpm_trainer_free(ddpm_trainer *t)
 
 void ddpm_trainer_overfit(ddpm_trainer *t, bool on)
 {
+    if (t->is_overfit != on) ddpm_recording_reset(t->recording); /* it holds the rates */
     t->is_overfit = on;
     t->loaded = -1;
 }

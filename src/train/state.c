@@ -158,6 +158,7 @@ ddpm_status ddpm_trainer_load(ddpm_trainer *t, const char *path)
     TRY_GOTO(done, trainer_set_counters(t, &(struct step_counters){.step = c.step,
                                                                     .updates = c.updates,
                                                                     .skipped_in_row = c.skipped_in_row}));
+    TRY_GOTO(done, trainer_bind(t, t->p, t->g));
     t->loaded = -1;
 done:
     st_close(f);

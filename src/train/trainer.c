@@ -49,6 +49,7 @@ ddpm_status trainer_pass(ddpm_trainer *t, const struct loss_pass *pass, int64_t 
     x0.dtype = DDPM_U8;
     ddpm_tensor xt = ddpm_tensor_4d(t->xt, n, t->h, t->w, t->c);
     ddpm_tensor out = ddpm_tensor_4d(t->out, n, t->h, t->w, t->c);
+    xt.dtype = out.dtype = ddpm_model_activation(t->model);
     ddpm_tensor loss = ddpm_tensor_1d(t->loss + first, n);
     const ddpm_tensor time = ddpm_tensor_1d(t->time + first, n);
     const uint8_t *flip = pass->is_training ? t->flip + first : NULL;
@@ -122,7 +123,8 @@ static ddpm_status update_weights(ddpm_trainer *t)
     const ddpm_train_config *c = &t->cfg.train;
     ddpm_tensor p = ddpm_tensor_1d(t->p, t->count), g = ddpm_tensor_1d(t->g, t->count);
     ddpm_tensor m = ddpm_tensor_1d(t->m, t->count), v = ddpm_tensor_1d(t->v, t->count);
-    ddpm_tensor ema[OPS_EMA_MAX];
+    ddpm_tensor ema[OPS_EMA_MAX], half = ddpm_tensor_1d(t->half, t->count);
+    half.dtype = DDPM_BF16;
     struct adamw_args a = {.p = &p,
                            .g = &g,
                            .m = &m,
@@ -134,7 +136,8 @@ static ddpm_status update_weights(ddpm_trainer *t)
                            .weight_decay = (float)c->weight_decay,
                            .clip_norm = (float)c->clip_norm,
                            .sum = t->sum,
-                           .state = t->state};
+                           .state = t->state,
+                           .half = t->half ? &half : NULL};
     for (int k = 0; k < t->n_ema; k++) {
         ema[k] = ddpm_tensor_1d(t->ema[k], t->count);
         a.ema[k] = &ema[k];
@@ -142,9 +145,9 @@ static ddpm_status update_weights(ddpm_trainer *t)
     return t->ops->adamw(t->be, &a);
 }
 
-/* All calls of a step whose batch lies on the device. */
-static ddpm_status step_calls(ddpm_trainer *t)
+ddpm_status trainer_step_calls(void *user)
 {
+    ddpm_trainer *t = user;
     TRY(open_step(t));
     for (int64_t i = 0; i < t->batch; i += t->micro_batch) {
         const int64_t left = t->batch - i;
@@ -159,6 +162,24 @@ static ddpm_status step_calls(ddpm_trainer *t)
     return update_weights(t);
 }
 
+/* adamw keeps `half` in line while training; other weights, or new ones, are rounded here. */
+ddpm_status trainer_bind(ddpm_trainer *t, float *weights, float *grads)
+{
+    ddpm_model_bind(t->model, weights, grads);
+    if (!t->half) return DDPM_OK;
+    const ddpm_tensor from = ddpm_tensor_1d(weights, t->count);
+    ddpm_tensor to = ddpm_tensor_1d(t->half, t->count);
+    to.dtype = DDPM_BF16;
+    ddpm_model_bind_half(t->model, t->half);
+    return t->ops->cast(t->be, &(struct cast_args){.x = &from, .y = &to});
+}
+
+ddpm_status trainer_rebind(ddpm_trainer *t, ddpm_status s)
+{
+    const ddpm_status back = trainer_bind(t, t->p, t->g);
+    return s ? s : back;
+}
+
 /* ---- steps and their figures ---- */
 
 int ddpm_trainer_pending(const ddpm_trainer *t)
@@ -171,7 +192,7 @@ ddpm_status ddpm_trainer_queue(ddpm_trainer *t)
     REQUIRE(ddpm_trainer_pending(t) < DDPM_STEPS_PENDING, ARG,
             "trainer: %d steps are pending; collect their figures first", DDPM_STEPS_PENDING);
     TRY(load_batch(t, t->is_overfit ? 0 : t->step));
-    TRY(step_calls(t));
+    TRY(ddpm_recording_run(t->recording));
     t->step++;
     return DDPM_OK;
 }

@@ -28,6 +28,7 @@ struct ddpm_trainer {
     void *weights_block;
     int64_t count; /* the model's flat array, rounded up to 16; what is behind stays zero */
     float *p, *g, *m, *v, *ema[OPS_EMA_MAX];
+    uint16_t *half; /* the bound weights as bf16, for a bf16 network; else NULL */
 
     /* The batch block, on the device. Small things for the whole batch, uploaded once a step;
      * images in float for one micro-batch at a time. */
@@ -39,7 +40,7 @@ struct ddpm_trainer {
     float *time;                 /* [batch] what the network is told: t - 1 */
     uint64_t *index;             /* [batch] 0, 1, ...: position in the global batch */
     float *loss;                 /* [batch] */
-    float *xt, *out;             /* [micro_batch,h,w,c]; out becomes its own gradient */
+    void *xt, *out;              /* [micro_batch,h,w,c] of the network's type; out becomes its own gradient */
     float *q_rows, *target_rows; /* [T+1,2] of diffusion.h */
     float *model_time;           /* [T+1] */
     double *sum;                 /* squares of the gradient, or of the weights */
@@ -62,6 +63,8 @@ struct ddpm_trainer {
      * collected its number, updates and skipped steps in a row. */
     int64_t step, collected, updates, skipped_in_row;
 
+    ddpm_recording *recording; /* of the calls of a step */
+
     bool is_overfit;
     int64_t loaded; /* the step whose batch lies on the device; -1: none */
 };
@@ -81,6 +84,13 @@ struct loss_pass {
 /* Images first .. first+n-1 of the batch on the device, n <= micro_batch: q_sample, the network,
  * the loss of each into t->loss; when training, also the backward pass, which adds to g. */
 ddpm_status trainer_pass(ddpm_trainer *t, const struct loss_pass *pass, int64_t first, int64_t n);
+/* Binds the model to weights, and brings `half` in line with them. */
+ddpm_status trainer_bind(ddpm_trainer *t, float *weights, float *grads);
+/* Back to the trained weights after something else used the network, which ended with s: s, or what
+ * failed now. */
+ddpm_status trainer_rebind(ddpm_trainer *t, ddpm_status s);
+/* ddpm_calls: all of a step whose batch lies on the device; user is the trainer. */
+ddpm_status trainer_step_calls(void *user);
 /* What the device has counted when all that is queued is done; and back, with nothing pending. */
 ddpm_status trainer_counters(ddpm_trainer *t, struct step_counters *out);
 ddpm_status trainer_set_counters(ddpm_trainer *t, const struct step_counters *c);

@@ -87,10 +87,10 @@ ddpm_status ddpm_trainer_validate(ddpm_trainer *t, int ema, double *loss)
         *loss = NAN;
         return DDPM_OK;
     }
-    double sum;
-    ddpm_model_bind(t->model, ema < 0 ? t->p : t->ema[ema], NULL);
-    const ddpm_status s = sum_losses(t, n, &sum);
-    ddpm_model_bind(t->model, t->p, t->g);
-    if (!s) *loss = sum / (double)n;
-    return s;
+    double sum = 0;
+    ddpm_status s = trainer_bind(t, ema < 0 ? t->p : t->ema[ema], NULL);
+    if (!s) s = sum_losses(t, n, &sum);
+    TRY(trainer_rebind(t, s));
+    *loss = sum / (double)n;
+    return DDPM_OK;
 }

@@ -11,8 +11,12 @@ test executes. A mutant is caught when a test fails, crashes, deadlocks or takes
 reverse; a missing barrier also under the checker of shared-memory races.
 
 Places are drawn by a fixed seed, evenly over the files by size; those that do not compile (constants) are replaced by the next.
-What is known is kept in BUILD/mutants/results.tsv, and a second run goes on from there; --again tries survivors again. Survivors
-belong, each with its reason, into tests/cuda_on_cpu/README.md.
+What is known is kept in BUILD/mutants/results.tsv (--results), and a second run goes on from there; --again tries survivors again,
+with new tests or by a build with sanitizers, which sees reads and writes beyond a tensor:
+
+    tests/build/mutate.py build-emulated --again --results build-dev/mutants/results.tsv
+
+Survivors belong, each with its reason, into tests/cuda_on_cpu/README.md.
 """
 import argparse
 import concurrent.futures
@@ -138,18 +142,19 @@ def places(name):
                 continue
             end = text.find("/*") if "/*" in text else len(text)
             for rule, pattern, _ in RULES:
-                found += [(name, number, rule, m.span()) for m in re.finditer(pattern, text[:end])]
+                found += [(name, number, "extent" if rule == "index" and m.group(1).isupper() else rule, m.span())
+                          for m in re.finditer(pattern, text[:end])]
     return found
 
 
 def draw(names, seed):
-    """All places in the order in which they are taken: each file's barriers and the others shuffled, files in turn by size."""
+    """All places in the order in which they are taken: every barrier, then the others shuffled, files in turn by size."""
     generator, order = random.Random(seed), []
     for name in names:
         found = places(name)
         generator.shuffle(found)
-        order += [((i + 0.5) / len(found), name, p) for i, p in enumerate(found)]
-    return [p for _, _, p in sorted(order)]
+        order += [(0 if p[2] == "barrier" else (i + 0.5) / len(found), name, p) for i, p in enumerate(found)]
+    return [p for _, _, p in sorted(order) if p[2] != "extent"]  # of an array: one element more is no fault
 
 
 def write_sources(folder, mutants):
@@ -197,7 +202,7 @@ class Build:
         words = shlex.split(self.compile[name])
         words[words.index("-o") + 1] = self.object(name, races)
         words[words.index("-c") + 1] = self.source(name)
-        words = [w for w in words if w not in ("-Werror", "-O3", f"-I{KERNELS}") and not w.startswith("-fsanitize")]
+        words = [w for w in words if w not in ("-Werror", "-O3", f"-I{KERNELS}")]
         words += ["-O1", "-w", "-fmax-errors=400", f"-I{os.path.join(self.work, 'kernels')}"]
         words += ["-fsanitize=thread", "-g"] if races else []
         stamp = self.object(name, races) + ".of"  # what the object was made of: a second run need not make it again
@@ -228,7 +233,7 @@ class Build:
     def program(self, test, races):
         return os.path.join(self.work, test + (".races" if races else ""))
 
-    def link_all(self, tests, count, races=False):
+    def link_all(self, tests, count, races=()):
         choice = os.path.join(self.work, "choice.o")
         source = os.path.join(self.work, "choice.cpp")
         with open(source, "w") as f:
@@ -237,13 +242,13 @@ class Build:
         archive = os.path.join(self.work, f"kernels{'.races' if races else ''}.a")
         if os.path.exists(archive):
             os.remove(archive)
-        subprocess.run(["ar", "rc", archive, choice] + [self.object(n, races) for n in self.compile], check=True)
+        subprocess.run(["ar", "rc", archive, choice] + [self.object(n, n in races) for n in self.compile], check=True)
         for test in tests:
             text = subprocess.run(["ninja", "-C", self.folder, "-t", "commands", f"tests/{test}"], check=True,
                                   capture_output=True, text=True).stdout
             words = shlex.split(re.sub(r"^: && | && :$", "", text.splitlines()[-1]))
             words = [archive if w.endswith("libddpm_kernels.a") else w for w in words]
-            words[words.index("-o") + 1] = self.program(test, races)
+            words[words.index("-o") + 1] = self.program(test, bool(races))
             subprocess.run(words, cwd=self.folder, check=True, capture_output=True)
 
     def run(self, test, schedule, seconds, mutant=None, seen=None, races=False):
@@ -314,17 +319,28 @@ def coverage(build):
     return found
 
 
-def verdict(build, tests, mutant, rule, races):
+def verdict(build, tests, mutant):
     """How a mutant is caught, or None."""
     own = sorted((seconds, test) for test, (seconds, seen) in tests.items() if seen[mutant])
     for schedule in SCHEDULES:
         for seconds, test in own:
             if why := build.run(test, schedule, int(5 + 10 * seconds), mutant):
                 return why + f", {schedule}"
-    if rule == "barrier" and own:
-        races()
-        for seconds, test in own:
-            if why := build.run(test, "forward", int(60 + 100 * seconds), mutant, races=True):
+    return None
+
+
+def race(build, tests, mutant, name, count):
+    """How the checker of shared-memory races catches a barrier of this file, or None."""
+    own = sorted((seconds, test) for test, (seconds, seen) in tests.items() if seen[mutant])
+    checked = [name] if name.endswith(".cu") else list(build.compile)
+    if errors := build.compile_all(checked, True):
+        sys.exit("mutate.py: " + errors[0][:3000])
+    build.link_all([test for _, test in own], count, checked)
+    for seconds, test in own:
+        for choice in (None, mutant):
+            if why := build.run(test, "forward", int(60 + 100 * seconds), choice, races=True):
+                if choice is None:
+                    sys.exit(f"mutate.py: with no mutant {why} under the checker of races")
                 return why + ", races"
     return None
 
@@ -338,6 +354,7 @@ def main():
     parser.add_argument("--jobs", type=int, default=1)
     parser.add_argument("--least", type=float, default=90)
     parser.add_argument("--again", action="store_true")
+    parser.add_argument("--results")
     args = parser.parse_args()
     names = sorted(f for f in os.listdir(KERNELS) if re.search(r"\.cuh?$", f) and f != "device.cuh" or f == "formulas.h")
     build, start = Build(args.build, args.jobs), time.monotonic()
@@ -346,19 +363,16 @@ def main():
     tests = coverage(build)
     print(f"compiled and tried as it is in {time.monotonic() - start:.0f} s; the tests take "
           f"{sum(s for s, _ in tests.values()):.0f} s", flush=True)
-    made, lock = [], threading.Lock()
+    lock = threading.Lock()  # one set of programs checks races
 
-    def races():
-        """The programs that check shared memory, made when the first barrier needs them."""
-        with lock:
-            if made:
-                return
-            if errors := build.compile_all(list(build.compile), True):
-                sys.exit("mutate.py: " + errors[0][:3000])
-            build.link_all(build.tests, len(mutants), True)
-            made.append(True)
+    def attempt(k):
+        why = verdict(build, tests, k)
+        if not why and mutants[k][2] == "barrier":
+            with lock:
+                why = race(build, tests, k, mutants[k][0], len(mutants))
+        return why
 
-    log, known = os.path.join(build.work, "results.tsv"), {}
+    log, known = args.results or os.path.join(build.work, "results.tsv"), {}
     sources = {n: open(os.path.join(KERNELS, n)).read().split("\n") for n in names}
 
     def key(k):
@@ -372,7 +386,7 @@ def main():
         known = {place: why for place, why in known.items() if why != "survived"}
     left = [k for k in mutants if key(k) not in known]
     with open(log, "a") as out, concurrent.futures.ThreadPoolExecutor(args.jobs) as pool:
-        jobs = {pool.submit(verdict, build, tests, k, mutants[k][2], races): k for k in left}
+        jobs = {pool.submit(attempt, k): k for k in left}
         for i, job in enumerate(concurrent.futures.as_completed(jobs), 1):
             k, why = jobs[job], job.result() or "survived"
             known[key(k)] = why

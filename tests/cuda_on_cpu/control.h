@@ -29,7 +29,7 @@ void cuda_on_cpu_schedule(enum cuda_on_cpu_order order, uint64_t seed);
 void cuda_on_cpu_only_ends(unsigned blocks);
 
 /* The n-th call of the runtime from now (1 = the next; 0 or less: none) gives `error` and does nothing else; a call
- * that frees does free. With `sticky` every later call gives it too, as after an illegal address, until
+ * that frees does free, and one that ends a capture ends it. With `sticky` every later call gives it too, as after an illegal address, until
  * cudaDeviceReset. Not counted, and never failing: cudaGetLastError, cudaPeekAtLastError, cudaGetErrorName,
  * cudaGetErrorString. */
 void cuda_on_cpu_fail_call(long n, cudaError_t error, bool sticky);

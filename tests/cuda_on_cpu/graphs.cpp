@@ -270,7 +270,7 @@ cudaError_t cudaStreamBeginCapture(cudaStream_t stream, enum cudaStreamCaptureMo
 
 cudaError_t cudaStreamEndCapture(cudaStream_t stream, cudaGraph_t *graph)
 {
-    return enter(ORDINARY, [&] { return end_capture(stream, graph); });
+    return enter(FREES, [&] { return end_capture(stream, graph); }); /* a capture ends, whatever it returns */
 }
 
 cudaError_t cudaStreamIsCapturing(cudaStream_t handle, enum cudaStreamCaptureStatus *status)

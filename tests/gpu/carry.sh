@@ -82,3 +82,8 @@ tar -C "$work" --sort=name --owner=0 --group=0 --mtime=@0 -cf - prefix | xz -6 -
 cp "$dataset"/train-images-idx3-ubyte.gz "$dataset"/train-labels-idx1-ubyte.gz "$folder/fashion-mnist/"
 git describe --always --dirty --abbrev=12 > "$folder/commit"
 du -ch --apparent-size "$folder"/* | tail -n 4
+readonly most_mib=48 # what travels may be 64 MiB in all, and the tree is a dozen
+(($(du -sm --apparent-size "$folder" | cut -f1) <= most_mib)) || {
+    echo "carry: more than $most_mib MiB" >&2
+    exit 1
+}

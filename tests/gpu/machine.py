@@ -1,12 +1,13 @@
 """Parts `properties` and `build`: the machine, and the program made for it from what is there or was carried along."""
 import glob
+import json
 import os
 import re
 import shutil
 import sys
 import tarfile
 
-from context import ROOT, Failed
+from context import ROOT, Failed, Skipped
 
 QUERY = ["name", "compute_cap", "driver_version", "memory.total", "clocks.max.sm", "clocks.max.memory", "clocks.sm",
          "power.limit", "temperature.gpu", "mig.mode.current"]
@@ -50,6 +51,21 @@ def properties(context, figures):
     if text is None:
         raise Failed("nvidia-smi shows no GPU")
     figures["gpu"] = dict(zip(QUERY, (value.strip() for value in text.split(","))))
+
+
+def plan(context, figures):
+    """The device's true properties, for `ddpm plan --gpu` on machines without it, and what it foretells by them."""
+    context.run([context.program("ddpm"), "plan", "--help"])
+    if "--write-properties" not in context.last_output:
+        raise Skipped("ddpm plan has no --write-properties")
+    if context.stand_in:
+        raise Skipped("no GPU has the stand-in's properties")
+    path = os.path.join(context.out, "device.json")
+    context.run([context.program("ddpm"), "plan", "--write-properties", path])
+    with open(path) as f:
+        figures["device"] = json.load(f)
+    out, _ = context.run([context.program("ddpm"), "plan", "configs/ddpm-cifar10.yaml", "--batch", 128, "--gpu", path, "--json"])
+    figures["ddpm-cifar10, 128"] = {name: value for name, value in json.loads(out).items() if not isinstance(value, list)}
 
 
 # ---- the build ----

@@ -5,7 +5,7 @@ In the folder of results (at most eight files, so that they can be fetched from 
   results.json   everything; written anew, whole, as each part ends
   summary.txt    a line a part
   log.txt        every command with its exit code, seconds and output
-  and what parts leave there: samples.png, metrics.jsonl
+  and what parts leave there: samples.png, metrics.jsonl, device.json
 """
 import argparse
 import datetime
@@ -38,6 +38,8 @@ def commit_of(context):
 
 def run_part(context, part, seconds):
     """The part's record: name, verdict, seconds, message, and what it found."""
+    if seconds < 1:
+        return {"part": part.name, "verdict": "left out", "seconds": 0, "message": f"no time left: --part {part.name}"}
     context.end = time.monotonic() + seconds
     context.log(f"\n======== {part.name}, at most {seconds:.0f} s")
     begin = time.monotonic()
@@ -99,7 +101,7 @@ def main():
             continue
         # a part by itself may take all there is
         result = run_part(context, part, end - time.monotonic() if len(chosen) == 1 else min(part.seconds, end - time.monotonic()))
-        bad += result["verdict"] in ("failed", "timed out")
+        bad += result["verdict"] in ("failed", "timed out", "left out")
         record["parts"].append(result)
         write_whole(os.path.join(context.out, "results.json"), json.dumps(record, indent=1) + "\n")
         line = f"{result['part']:14} {result['verdict']:10} {result['seconds']:7.1f} s  {result['message']}".rstrip()

@@ -228,13 +228,30 @@ static void the_optimiser(void **state)
     stay_f32(check_adamw, &a, TENSORS(&p, &g, &m, &v, &ema));
 }
 
+/* From one of the two types to the other, whatever the backend takes for activations. */
+static void casts(void **state)
+{
+    (void)state;
+    const ddpm_backend be = {.is_measuring = true};
+    static const ddpm_dtype types[] = {DDPM_F32, DDPM_BF16, DDPM_U8};
+    for (int from = 0; from < 3; from++)
+        for (int to = 0; to < 3; to++) {
+            ddpm_tensor x = image(C), y = image(C);
+            x.dtype = types[from];
+            y.dtype = types[to];
+            const bool fits = from + to == 1;
+            assert_status(check_cast(&be, &(struct cast_args){&x, &y}), fits ? DDPM_OK : DDPM_SHAPE);
+        }
+}
+
 /* Pointers into the device may be missing while measuring, and only then. */
 static void missing_pointers(void **state)
 {
     (void)state;
     float data[N * C];
     const ddpm_tensor x = ddpm_tensor_2d(data, N, C), flat = ddpm_tensor_1d(data, N);
-    ddpm_tensor y = x, out = ddpm_tensor_4d(data, 1, 1, N, C), sums = flat;
+    ddpm_tensor y = x, out = ddpm_tensor_4d(data, 1, 1, N, C), sums = flat, bytes = out;
+    bytes.dtype = DDPM_U8;
     struct {
         check *call;
         const void *args;
@@ -249,8 +266,10 @@ static void missing_pointers(void **state)
         {check_sum_squares, &(struct sum_squares_args){.x = &flat}, "sum is missing"},
         {check_adamw, &(struct adamw_args){.p = &sums, .g = &sums, .m = &sums, .v = &sums},
          "state is missing"},
+        {check_open_sample, &(struct open_sample_args){.time = &sums}, "state or rows is missing"},
         {check_open_step, &(struct open_step_args){.T = 1, .time = &sums}, "index, state or t is missing"},
         {check_close_step, &(struct close_step_args){.T = 1, .slots = 1, .loss = &flat}, "counters or ring is missing"},
+        {check_gather, &(struct gather_args){.x = &bytes, .y = &bytes}, "number is missing"},
     };
     for (size_t i = 0; i < sizeof rows_of / sizeof *rows_of; i++) {
         assert_ok(rows_of[i].call(&(ddpm_backend){.is_measuring = true}, rows_of[i].args));
@@ -271,7 +290,8 @@ int main(void)
         cmocka_unit_test(dense_layers),  cmocka_unit_test(attention),
         cmocka_unit_test(norm),          cmocka_unit_test(elements_and_resampling),
         cmocka_unit_test(rows),          cmocka_unit_test(the_method),
-        cmocka_unit_test(the_optimiser), cmocka_unit_test(missing_pointers),
+        cmocka_unit_test(the_optimiser), cmocka_unit_test(casts),
+        cmocka_unit_test(missing_pointers),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

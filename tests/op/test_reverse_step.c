@@ -9,6 +9,7 @@ struct data {
     uint64_t *index;
     bool drawn;
     struct step_state state;
+    int32_t *bad; /* or NULL */
 };
 
 static struct data make(int64_t n, int64_t h, int64_t w, int64_t c, bool drawn)
@@ -42,7 +43,8 @@ static void run(int threads, const struct data *d, bool want_x0)
                                                                             .state = &d->state,
                                                                             .index = d->index,
                                                                             .x = &x,
-                                                                            .x0_hat = want_x0 ? &x0_hat : NULL}));
+                                                                            .x0_hat = want_x0 ? &x0_hat : NULL,
+                                                                            .bad = d->bad}));
     ddpm_backend_free(be);
 }
 
@@ -112,6 +114,29 @@ static void test_identity_and_nan(void **state)
     assert_true(isnan(d.x[5]) && isnan(d.x0_hat[5]) && !isnan(d.x[4]));
 }
 
+/* The step at which each image's answer was not finite for the first time; a clamp hides nothing. */
+static void test_marks(void **state)
+{
+    (void)state;
+    for (int odd = 0; odd < 2; odd++) {
+        struct data d = make(4, odd ? 5 : 64, odd ? 3 : 96, 3, true);
+        d.bad = take(4 * sizeof *d.bad);
+        run(2, &d, true);
+        for (int n = 0; n < 4; n++)
+            assert_int_equal(d.bad[n], 0);
+        d.out[d.size - 1] = INFINITY;                          /* the last of image 0 */
+        d.out[2 * d.size] = d.out[3 * d.size - 1] = NAN;       /* both ends of image 2 */
+        run(2, &d, true);
+        d.state.step--;
+        d.out[3 * d.size + 1] = -INFINITY; /* a step later also image 3 */
+        run(2, &d, false);
+        assert_int_equal(d.bad[0], 41);
+        assert_int_equal(d.bad[1], 0);
+        assert_int_equal(d.bad[2], 41);
+        assert_int_equal(d.bad[3], 40);
+    }
+}
+
 static void test_fails(void **state)
 {
     (void)state;
@@ -126,6 +151,11 @@ static void test_fails(void **state)
         assert_status(backend_ops(be)->reverse_step(be, &a), DDPM_SHAPE);
     d.rows[7] = 0;
     assert_ok(backend_ops(be)->reverse_step(be, &a)); /* deterministic: none is needed */
+    int32_t bad[2] = {0};
+    a.bad = bad;
+    assert_status(backend_ops(be)->reverse_step(be, &a), DDPM_SHAPE);
+    assert_message("bad needs state");
+    a.bad = NULL;
     out.dim[3] = 1;
     assert_status(backend_ops(be)->reverse_step(be, &a), DDPM_SHAPE);
     ddpm_backend_free(be);
@@ -134,6 +164,7 @@ static void test_fails(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {OP_TEST(test_values), OP_TEST(test_same_bits), OP_TEST(test_identity_and_nan),
+                                       OP_TEST(test_marks),
                                        OP_TEST(test_fails)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

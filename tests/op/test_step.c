@@ -1,5 +1,5 @@
-/* test_step.c - open_step and close_step: the numbers of a step from its counters, its times, its figures, and which steps
- * are skipped. */
+/* test_step.c - what lets a step run without the host: its numbers from its counters, its times, its figures, which steps are
+ * skipped; a sampler's table; copies in another type; the batch out of a data set. */
 #include "op_support.h"
 
 #include "step_rates.h"
@@ -171,6 +171,100 @@ static void what_is_not_finite_is_skipped(void **state)
     ddpm_backend_free(be);
 }
 
+static void a_sampler_counts_down_through_its_table(void **state)
+{
+    (void)state;
+    const int64_t sizes[] = {1, 31, 300};
+    for (int i = 0; i < 3; i++) {
+        ddpm_backend *be = cpu_with(1);
+        const int64_t n = sizes[i];
+        float *table = uniforms(8 * (T + 1), 8, -1, 1), *times = uniforms(T + 1, 9, 0, 1000);
+        float *rows = zeros(8 * n), *time = zeros(n);
+        ddpm_tensor told = ddpm_tensor_1d(time, n);
+        struct step_state *st = take(sizeof *st);
+        *st = (struct step_state){.seed = 4, .step = T + 1};
+        struct open_sample_args a = {.table = table, .times = times, .state = st, .rows = rows, .time = &told};
+        for (uint32_t step = T; step >= T - 2; step--) {
+            assert_ok(backend_ops(be)->open_sample(be, &a));
+            assert_int_equal(st->step, step);
+            assert_int_equal(st->seed, 4);
+            for (int64_t k = 0; k < n; k++) {
+                assert_bits(rows + 8 * k, table + 8 * step, 8);
+                assert_bits(time + k, times + step, 1);
+            }
+        }
+        a.rows = NULL;
+        assert_status(backend_ops(be)->open_sample(be, &a), DDPM_SHAPE);
+        ddpm_backend_free(be);
+    }
+}
+
+/* Rounding to nearest, ties to even, and what is special; counts and pointers that packs do not fit. */
+static void casts_round_to_nearest(void **state)
+{
+    (void)state;
+    static const struct {
+        uint32_t from;
+        uint16_t to;
+    } cases[] = {{0x3f800000, 0x3f80}, {0x3f807fff, 0x3f80}, {0x3f808000, 0x3f80}, {0x3f808001, 0x3f81},
+                 {0x3f818000, 0x3f82}, {0x80000000, 0x8000}, {0x00000001, 0x0000}, {0x7f7fffff, 0x7f80},
+                 {0x7f800000, 0x7f80}, {0xff800000, 0xff80}, {0x7f800001, 0x7fff}, {0xffc00000, 0x7fff}};
+    const int64_t sizes[] = {1, 4, 12, 12, 1001, 40000};
+    for (int threads = 1; threads <= 2; threads++)
+        for (int i = 0; i < 6; i++) {
+            ddpm_backend *be = cpu_with(threads);
+            const int64_t n = sizes[i];
+            float *x = uniforms(n + 1, 3, -9, 9) + i % 2, *back = zeros(n);
+            uint16_t *half = (uint16_t *)take((size_t)(n + 1) * 2) + i % 2;
+            for (int64_t k = 0; k < n && k < 12; k++)
+                memcpy(x + k, &cases[k].from, 4);
+            ddpm_tensor tx = ddpm_tensor_1d(x, n), th = ddpm_tensor_1d(half, n), tb = ddpm_tensor_1d(back, n);
+            th.dtype = DDPM_BF16;
+            assert_ok(backend_ops(be)->cast(be, &(struct cast_args){.x = &tx, .y = &th}));
+            assert_ok(backend_ops(be)->cast(be, &(struct cast_args){.x = &th, .y = &tb}));
+            for (int64_t k = 0; k < n; k++) {
+                if (k < 12) assert_int_equal(half[k], cases[k].to);
+                if (k >= 12) assert_true(fabs((double)back[k] - (double)x[k]) <= fabs((double)x[k]) / 256);
+                const uint32_t wide = (uint32_t)half[k] << 16;
+                assert_memory_equal(&wide, back + k, 4);
+            }
+            assert_status(backend_ops(be)->cast(be, &(struct cast_args){.x = &tx, .y = &tb}), DDPM_SHAPE);
+            assert_status(backend_ops(be)->cast(be, &(struct cast_args){.x = &th, .y = &th}), DDPM_SHAPE);
+            ddpm_backend_free(be);
+        }
+}
+
+static void a_batch_is_gathered(void **state)
+{
+    (void)state;
+    enum { M = 7, N = 5 };
+    static const int32_t number[N] = {6, 0, 3, 3, 1}, labels[M] = {10, 11, 12, 13, 14, 15, 16};
+    const int64_t shapes[][4] = {{4, 4, 3, 0}, {3, 5, 1, 0}, {4, 4, 1, 1}, {32, 32, 3, 0}}; /* last: off a pack's boundary */
+    for (int i = 0; i < 4; i++) {
+        ddpm_backend *be = cpu_with(1);
+        const int64_t *s = shapes[i], size = s[0] * s[1] * s[2];
+        uint8_t *x = (uint8_t *)take((size_t)(M * size + 64)) + s[3], *y = take((size_t)(N * size));
+        int32_t *label = take(N * sizeof *label);
+        for (int64_t k = 0; k < M * size; k++)
+            x[k] = (uint8_t)(k * 7 + k / 251);
+        ddpm_tensor tx = ddpm_tensor_4d(x, M, s[0], s[1], s[2]), ty = ddpm_tensor_4d(y, N, s[0], s[1], s[2]);
+        tx.dtype = ty.dtype = DDPM_U8;
+        struct gather_args a = {.x = &tx, .number = number, .labels = labels, .y = &ty, .label = label};
+        assert_ok(backend_ops(be)->gather(be, &a));
+        for (int n = 0; n < N; n++) {
+            assert_memory_equal(y + n * size, x + number[n] * size, (size_t)size);
+            assert_int_equal(label[n], labels[number[n]]);
+        }
+        a.label = NULL;
+        assert_status(backend_ops(be)->gather(be, &a), DDPM_SHAPE);
+        a.labels = NULL;
+        assert_ok(backend_ops(be)->gather(be, &a));
+        ty.dim[1]++;
+        assert_status(backend_ops(be)->gather(be, &a), DDPM_SHAPE);
+        ddpm_backend_free(be);
+    }
+}
+
 static void wrong_calls_are_refused(void **state)
 {
     (void)state;
@@ -204,6 +298,9 @@ int main(void)
         OP_TEST(a_step_opens_with_the_rates_and_times_of_its_counters),
         OP_TEST(figures_of_the_last_steps_stand_in_the_ring),
         OP_TEST(what_is_not_finite_is_skipped),
+        OP_TEST(a_sampler_counts_down_through_its_table),
+        OP_TEST(casts_round_to_nearest),
+        OP_TEST(a_batch_is_gathered),
         OP_TEST(wrong_calls_are_refused),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

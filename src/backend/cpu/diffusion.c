@@ -236,6 +236,24 @@ CPU_CLONES static void reverse_row(int64_t n, const float *row, const float *res
             x[i] = fmaf(c.sigma, z[i], x[i]);
 }
 
+/* A NaN or an infinity in it? */
+CPU_CLONES static bool has_bad(int64_t n, const float *out)
+{
+    uint32_t largest = 0;
+    for (int64_t i = 0; i < n; i++) {
+        const uint32_t bits = formula_bits(out[i]) & 0x7fffffffu;
+        largest = bits > largest ? bits : largest;
+    }
+    return largest >= 0x7f800000u;
+}
+
+/* Pieces of one image may find it at the same time: the same number. */
+static void mark_bad(const struct reverse_step_args *a, int64_t n)
+{
+    if (__atomic_load_n(a->bad + n, __ATOMIC_RELAXED) == 0)
+        __atomic_store_n(a->bad + n, (int32_t)a->state->step, __ATOMIC_RELAXED);
+}
+
 static void reverse_task(void *context, int64_t task, int thread)
 {
     const struct reverse_step *r = context;
@@ -254,6 +272,7 @@ static void reverse_task(void *context, int64_t task, int thread)
             const struct noise_key key = noise_key_of(a->state, a->index, n, PHILOX_REVERSE, true);
             z = noise_normals(&key, at, count, room);
         }
+        if (a->bad && has_bad(count, (const float *)a->out->data + i)) mark_bad(a, n);
         reverse_row(count, row, (const float *)a->out->data + i, z, (float *)a->x->data + i,
                     a->x0_hat ? (float *)a->x0_hat->data + i : NULL);
     }

@@ -5,6 +5,7 @@
  * One loop per number of EMAs: a loop over a variable number of tensors inside the element loop would not vectorise,
  * one pass per EMA would read p again. sum_squares: 4 bytes an element; each run of 65536 is summed in double over
  * fixed lanes, the runs in order. */
+#include "cast.h"
 #include "cpu.h"
 #include "formulas.h"
 #include "vector.h"
@@ -107,18 +108,6 @@ CPU_CLONES static void adamw_run4(const struct adamw *a, int64_t at, int64_t n)
     adamw_elements(a, at, n, 4);
 }
 
-/* bf16 is the upper half of an f32. To nearest, ties to even: 7fff and the last bit that stays, added to all bits,
- * carry into the upper half just where it is to be rounded up. A NaN, whose carry could give a number, becomes 7fff, as
- * on a GPU. */
-CPU_CLONES static void half_run(int64_t n, const float *restrict x, uint16_t *restrict half)
-{
-    for (int64_t i = 0; i < n; i++) {
-        const uint32_t bits = formula_bits(x[i]), even = bits >> 16 & 1;
-        const uint32_t is_nan = (bits & 0x7fffffffu) > 0x7f800000u;
-        half[i] = (uint16_t)(is_nan ? 0x7fffu : (bits + 0x7fffu + even) >> 16);
-    }
-}
-
 static void update_run(const struct adamw *a, int64_t at, int64_t n)
 {
     switch (a->n_ema) {
@@ -139,7 +128,7 @@ static void adamw_task(void *context, int64_t task, int thread)
         memset(a->g + at, 0, (size_t)n * sizeof(float));
     else
         update_run(a, at, n);
-    if (a->half) half_run(n, a->p + at, a->half + at); /* p is still in the cache */
+    if (a->half) cast_to_half(n, a->p + at, a->half + at); /* p is still in the cache */
 }
 
 ddpm_status cpu_adamw(ddpm_backend *be, const struct adamw_args *a)

@@ -106,6 +106,11 @@ static const struct backend_device cuda_device = {
     .sync = cuda_sync,
     .available = cuda_available,
     .freeze_weights = cuda_freeze,
+    .can_record = cuda_can_record,
+    .record_begin = cuda_record_begin,
+    .record_end = cuda_record_end,
+    .record_launch = cuda_record_launch,
+    .record_free = cuda_record_free,
     .rated_flops = cuda_rated_flops,
 };
 

@@ -7,6 +7,7 @@
  * rating.c    what the device's maker says it can do
  * side.c      a second stream, for gradients of weights
  * ranges.c    NVTX ranges by op, where the library is there
+ * graphs.c    recordings: capture, instantiation, launch
  * products.h  convolutions, dense layers and attention by cuDNN and cuBLASLt, where the build has them
  *
  * Order. All ops go to `stream`. Uploads and downloads run on `copy`, ordered against `stream` by events;
@@ -39,6 +40,7 @@ struct cuda_backend {
     bool passes_side;          /* the op under way need not wait for the side */
     struct products *products; /* NULL: all products by kernels/ */
     bool syncs_each_op; /* DDPM_SYNC=1 */
+    bool is_recording;  /* the main stream is being captured */
     bool is_sick;       /* a sticky fault: nothing that lies on this device can be trusted any more */
     char first_fault[512];
 };
@@ -132,5 +134,14 @@ static inline ddpm_status products_try(struct cuda_backend *be, int op, const vo
 /* ---- ranges.c ---- */
 void cuda_range_begin(const char *name);
 void cuda_range_end(void);
+
+/* ---- graphs.c: struct backend_device's part of recordings ---- */
+bool cuda_can_record(const ddpm_backend *base);
+ddpm_status cuda_record_begin(ddpm_backend *base);
+ddpm_status cuda_record_end(ddpm_backend *base, void **out);
+ddpm_status cuda_record_launch(ddpm_backend *base, void *graph);
+void cuda_record_free(ddpm_backend *base, void *graph);
+/* BUG while a recording is being made: for calls that wait, allocate or copy. */
+ddpm_status cuda_recording_forbids(const struct cuda_backend *be, const char *what);
 
 #endif

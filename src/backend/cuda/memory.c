@@ -58,6 +58,7 @@ ddpm_status cuda_take(struct cuda_backend *be, const char *what, size_t bytes, v
 void cuda_give_back(struct cuda_backend *be, void *data, size_t bytes)
 {
     if (!data) return;
+    be->base.releases++;
     cuda_note(be, "release", cudaSetDevice(be->ordinal));
     (void)cuda_side_join(be); /* what went wrong there is noted */
     cuda_note(be, "release", cudaStreamSynchronize(be->copy));
@@ -70,6 +71,7 @@ ddpm_status cuda_alloc(ddpm_backend *base, size_t bytes, void **out)
 {
     struct cuda_backend *be = cuda_of(base);
     TRY(cuda_enter(be));
+    TRY(cuda_recording_forbids(be, "memory"));
     struct cuda_block *b = malloc(sizeof *b);
     REQUIRE(b, NOMEM, "memory: %zu bytes to note a block", sizeof *b);
     void *data = NULL;
@@ -114,6 +116,7 @@ ddpm_status cuda_sync(ddpm_backend *base)
 {
     struct cuda_backend *be = cuda_of(base);
     TRY(cuda_enter(be));
+    TRY(cuda_recording_forbids(be, "sync"));
     TRY(cuda_check(be, "sync", cudaStreamSynchronize(be->stream)));
     return cuda_check(be, "sync", cudaStreamSynchronize(be->copy));
 }
@@ -150,6 +153,7 @@ ddpm_status cuda_scratch(struct cuda_backend *be, size_t bytes, void **out)
     cuda_count_scratch(be);
     if (be->base.is_measuring || bytes == 0) return DDPM_OK;
     if (be->scratch_size < bytes) {
+        TRY(cuda_recording_forbids(be, "scratch"));
         cuda_scratch_free(be); /* waits for the ops that use it */
         TRY(cuda_take(be, "scratch", be->scratch_wanted, &be->scratch));
         be->scratch_size = be->scratch_wanted;
@@ -251,6 +255,7 @@ ddpm_status cuda_upload(ddpm_backend *base, void *device, const void *host, size
 {
     struct cuda_backend *be = cuda_of(base);
     TRY(cuda_enter(be));
+    TRY(cuda_recording_forbids(be, "upload"));
     const ddpm_status s = upload(be, device, host, bytes);
     return s ? abandon(be, s) : DDPM_OK;
 }
@@ -286,6 +291,7 @@ ddpm_status cuda_download(ddpm_backend *base, void *host, const void *device, si
 {
     struct cuda_backend *be = cuda_of(base);
     TRY(cuda_enter(be));
+    TRY(cuda_recording_forbids(be, "download"));
     const ddpm_status s = download(be, host, device, bytes);
     return s ? abandon(be, s) : DDPM_OK;
 }
