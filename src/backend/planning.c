@@ -139,7 +139,7 @@ static void note_scratch(struct planning_backend *p, const struct planning_call 
 /* Takes over `c`, whose args are set. */
 static ddpm_status note_call(struct planning_backend *p, struct planning_call *c)
 {
-    ddpm_status s = planning_describe(c, p->options.halves_activations);
+    ddpm_status s = planning_describe(c);
     struct planning_call *same = s ? NULL : find_call(p, c);
     if (!s && !same) note_scratch(p, c);
     if (!s && !same && !make_room(p)) s = FAIL(NOMEM, "planning: no memory for %d calls", p->n_calls);

@@ -40,9 +40,8 @@ struct planning_own {
 };
 
 struct planning_options {
-    const char *name;     /* of the device, for messages; copied */
-    size_t memory_bytes;  /* what it has; 0: without bound */
-    bool halves_activations; /* f32 activations of calls are noted as bf16 (see ops.h, "dtype") */
+    const char *name;    /* of the device, for messages; copied */
+    size_t memory_bytes; /* what it has; 0: without bound */
 };
 
 ddpm_status planning_create(const struct planning_options *o, ddpm_backend **out);
@@ -93,6 +92,6 @@ ddpm_status planning_engines_of(const struct planning_engines *e, const struct p
 /* ---- planning_ops.c: one line an op ---- */
 
 /* Fills text, shape, bytes and the tensors of `c` from c->args, which still points to the caller's tensors. */
-ddpm_status planning_describe(struct planning_call *c, bool halves_activations);
+ddpm_status planning_describe(struct planning_call *c);
 
 #endif

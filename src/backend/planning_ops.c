@@ -16,13 +16,12 @@
 
 struct describing {
     struct planning_call *c;
-    bool halves; /* f32 activations as bf16 */
     size_t used; /* of c->text */
     bool is_full;
     const ddpm_tensor *first, *result, *kernel; /* for c->shape */
 };
 
-enum use { READS = 1, WRITES = 2, ACTIVATION = 4 };
+enum use { READS = 1, WRITES = 2 };
 
 static void add_text(struct describing *d, const char *format, ...) __attribute__((format(printf, 2, 3)));
 static void add_text(struct describing *d, const char *format, ...)
@@ -67,7 +66,6 @@ static ddpm_tensor *note(struct describing *d, const char *name, const ddpm_tens
     }
     ddpm_tensor *own = &c->tensor[c->n_tensors++];
     *own = *t;
-    if (d->halves && use & ACTIVATION && own->dtype == DDPM_F32) own->dtype = DDPM_BF16;
     const double bytes = (double)ddpm_tensor_count(own) * (double)ddpm_dtype_size(own->dtype);
     c->bytes += (use & READS ? bytes : 0) + (use & WRITES ? bytes : 0);
     add_tensor(d, name, own);
@@ -85,9 +83,7 @@ static void note_number(struct describing *d, const char *name, double value)
 #define IN(t)       a->t = note(d, #t, a->t, READS)
 #define OUT(t)      a->t = note(d, #t, a->t, WRITES)
 #define ADDED(t)    a->t = note(d, #t, a->t, READS | WRITES)
-#define IN_ACT(t)   a->t = note(d, #t, a->t, READS | ACTIVATION)
-#define OUT_ACT(t)  a->t = note(d, #t, a->t, WRITES | ACTIVATION)
-#define MAYBE_ADDED(t, flag) a->t = note(d, #t, a->t, ((flag) ? READS | WRITES : WRITES) | ACTIVATION)
+#define MAYBE_ADDED(t, flag) a->t = note(d, #t, a->t, (flag) ? READS | WRITES : WRITES)
 #define NUMBER(v)   note_number(d, #v, (double)a->v)
 #define PADS        NUMBER(stride), NUMBER(pad_top), NUMBER(pad_left), NUMBER(pad_bottom), NUMBER(pad_right)
 
@@ -98,40 +94,49 @@ static void note_number(struct describing *d, const char *name, double value)
     }
 
 /* clang-format off */
-OP(conv2d, IN_ACT(x), IN_ACT(w), IN(bias), IN(emb), IN_ACT(residual), OUT_ACT(y), PADS)
-OP(conv2d_bwd_data, IN_ACT(dy), IN_ACT(w), MAYBE_ADDED(dx, a->accumulate), PADS, NUMBER(accumulate))
-OP(conv2d_bwd_filter, IN_ACT(x), IN_ACT(dy), ADDED(dw), ADDED(db), OUT(demb), PADS)
-OP(linear, IN_ACT(x), IN_ACT(w), IN(bias), OUT_ACT(y))
-OP(linear_bwd, IN_ACT(x), IN_ACT(w), IN_ACT(dy), MAYBE_ADDED(dx, a->accumulate), ADDED(dw), ADDED(db), NUMBER(accumulate))
-OP(groupnorm, IN_ACT(x1), IN_ACT(x2), IN(gamma), IN(beta), IN(scale), IN(shift), OUT_ACT(y), OUT(stats),
+OP(conv2d, IN(x), IN(w), IN(bias), IN(emb), IN(residual), OUT(y), PADS)
+OP(conv2d_bwd_data, IN(dy), IN(w), MAYBE_ADDED(dx, a->accumulate), PADS, NUMBER(accumulate))
+OP(conv2d_bwd_filter, IN(x), IN(dy), ADDED(dw), ADDED(db), OUT(demb), PADS)
+OP(linear, IN(x), IN(w), IN(bias), OUT(y))
+OP(linear_bwd, IN(x), IN(w), IN(dy), MAYBE_ADDED(dx, a->accumulate), ADDED(dw), ADDED(db), NUMBER(accumulate))
+OP(groupnorm, IN(x1), IN(x2), IN(gamma), IN(beta), IN(scale), IN(shift), OUT(y), OUT(stats),
    NUMBER(groups), NUMBER(silu), NUMBER(dropout), NUMBER(resample))
-OP(groupnorm_bwd, IN_ACT(dy), IN_ACT(x1), IN_ACT(x2), IN(gamma), IN(beta), IN(scale), IN(shift), IN(stats), IN_ACT(add1),
-   IN_ACT(add2), OUT_ACT(dx1), OUT_ACT(dx2), ADDED(dgamma), ADDED(dbeta), OUT(dscale), OUT(dshift),
+OP(groupnorm_bwd, IN(dy), IN(x1), IN(x2), IN(gamma), IN(beta), IN(scale), IN(shift), IN(stats), IN(add1),
+   IN(add2), OUT(dx1), OUT(dx2), ADDED(dgamma), ADDED(dbeta), OUT(dscale), OUT(dshift),
    NUMBER(groups), NUMBER(silu), NUMBER(dropout), NUMBER(resample))
-OP(attention, IN_ACT(q), IN_ACT(k), IN_ACT(v), OUT_ACT(o), OUT(lse), NUMBER(scale))
-OP(attention_bwd, IN_ACT(q), IN_ACT(k), IN_ACT(v), IN_ACT(o), IN(lse), IN_ACT(d_o), OUT_ACT(dq), OUT_ACT(dk), OUT_ACT(dv),
+OP(attention, IN(q), IN(k), IN(v), OUT(o), OUT(lse), NUMBER(scale))
+OP(attention_bwd, IN(q), IN(k), IN(v), IN(o), IN(lse), IN(d_o), OUT(dq), OUT(dk), OUT(dv),
    NUMBER(scale))
 OP(softmax, IN(x), OUT(y), NUMBER(log))
 OP(softmax_bwd, IN(y), IN(dy), OUT(dx), NUMBER(log))
-OP(silu, IN_ACT(x), OUT_ACT(y))
-OP(silu_bwd, IN_ACT(x), IN_ACT(dy), MAYBE_ADDED(dx, a->accumulate), NUMBER(accumulate))
-OP(upsample2, IN_ACT(x), OUT_ACT(y))
-OP(upsample2_bwd, IN_ACT(dy), MAYBE_ADDED(dx, a->accumulate), NUMBER(accumulate))
-OP(avgpool2, IN_ACT(x), OUT_ACT(y))
-OP(avgpool2_bwd, IN_ACT(dy), MAYBE_ADDED(dx, a->accumulate), NUMBER(accumulate))
+OP(silu, IN(x), OUT(y))
+OP(silu_bwd, IN(x), IN(dy), MAYBE_ADDED(dx, a->accumulate), NUMBER(accumulate))
+OP(upsample2, IN(x), OUT(y))
+OP(upsample2_bwd, IN(dy), MAYBE_ADDED(dx, a->accumulate), NUMBER(accumulate))
+OP(avgpool2, IN(x), OUT(y))
+OP(avgpool2_bwd, IN(dy), MAYBE_ADDED(dx, a->accumulate), NUMBER(accumulate))
 OP(time_embedding, IN(t), OUT(y), NUMBER(sin_cos))
 OP(embedding, IN(table), ADDED(y))
 OP(embedding_bwd, IN(dy), ADDED(dtable))
-OP(add, IN_ACT(a), IN_ACT(b), OUT_ACT(y))
+OP(add, IN(a), IN(b), OUT(y))
 OP(gaussian, OUT(x), NUMBER(purpose))
-OP(q_sample, IN(x0), IN(eps), OUT_ACT(xt))
-OP(diffusion_loss, IN(x0), IN(eps), IN_ACT(out), OUT(loss), OUT_ACT(dout), ADDED(quartiles))
-OP(reverse_step, IN_ACT(out), IN(noise), ADDED(x), OUT(x0_hat))
+OP(q_sample, IN(x0), IN(eps), OUT(xt))
+OP(diffusion_loss, IN(x0), IN(eps), IN(out), OUT(loss), OUT(dout), ADDED(quartiles))
+OP(reverse_step, IN(out), IN(noise), ADDED(x), OUT(x0_hat))
 OP(sum_squares, IN(x))
 OP(to_u8, IN(x), OUT(y))
 OP(open_step, OUT(time))
 OP(close_step, IN(loss))
+OP(open_sample, OUT(time))
+OP(cast, IN(x), OUT(y))
 /* clang-format on */
+
+/* Of x the rows that make up y are read. */
+static void describe_gather(struct describing *d, struct gather_args *a)
+{
+    a->x = note(d, "x", a->x, 0);
+    a->y = note(d, "y", a->y, READS | WRITES);
+}
 
 static void describe_adamw(struct describing *d, struct adamw_args *a)
 {
@@ -155,9 +160,9 @@ static void shape_for_eyes(const struct describing *d)
         snprintf(to + used, PLANNING_SHAPE - used, " %lldx%lld", (long long)d->kernel->dim[1], (long long)d->kernel->dim[2]);
 }
 
-ddpm_status planning_describe(struct planning_call *c, bool halves_activations)
+ddpm_status planning_describe(struct planning_call *c)
 {
-    struct describing d = {.c = c, .halves = halves_activations};
+    struct describing d = {.c = c};
     switch (c->op) {
 #define X(op)                                                                                                        \
     case OP_##op:                                                                                                    \

@@ -51,12 +51,12 @@ struct step {
 
 static ddpm_status note_step(struct step *s, const ddpm_config *cfg, int64_t batch)
 {
-    const struct planning_options options = {.name = s->gpu->name,
-                                             .halves_activations = s->o->precision == DDPM_PRECISION_BF16};
+    const struct planning_options options = {.name = s->gpu->name};
     REQUIRE(batch <= INT_MAX, CONFIG, "a batch of %lld images is more than can be counted", (long long)batch);
     ddpm_config c = *cfg;
     c.train.micro_batch = 0;
     c.train.batch = batch;
+    c.train.precision = c.sample.precision = s->o->precision;
     s->batch = batch;
     TRY(planning_create(&options, &s->be));
     TRY(s->is_training ? ddpm_trainer_plan(s->be, &c) : ddpm_sampler_plan(s->be, &c, (int)batch));
@@ -255,7 +255,7 @@ static void report_engines(const struct step *s, const char *table, report *r)
         }
 }
 
-static void report_assumptions(const struct gpu_device *gpu, const struct plan_gpu_options *o, report *r)
+static void report_assumptions(const struct gpu_device *gpu, report *r)
 {
     report_open(r, "assumed");
     report_real(r, "bf16_tflops", gpu->bf16_flops / 1e12);
@@ -266,8 +266,6 @@ static void report_assumptions(const struct gpu_device *gpu, const struct plan_g
     report_real(r, "share_of_memory_rating", MEMORY_SHARE);
     report_real(r, "microseconds_per_kernel", KERNEL_S * 1e6);
     report_int(r, "reserved_bytes", (int64_t)RESERVED_BYTES);
-    if (o->precision == DDPM_PRECISION_BF16)
-        report_text(r, "activations", "in blocks_bytes as f32: the network's buffers are f32 in this version, traffic is counted as bf16");
     report_close(r);
 }
 
@@ -288,7 +286,7 @@ static ddpm_status plan_on(const struct plan_gpu_options *o, const ddpm_config *
     ddpm_status s = plan_step(&train, cfg, o->batch ? o->batch : micro, "gpu_train", r);
     if (!s) s = plan_step(&sample, cfg, o->batch ? o->batch : cfg->sample.batch, "gpu_sample", r);
     if (!s) {
-        report_assumptions(gpu, o, r);
+        report_assumptions(gpu, r);
         report_calls(&train, "train_calls", r);
         report_engines(&train, "train_engines", r);
         report_engines(&sample, "sample_engines", r);

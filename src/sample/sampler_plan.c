@@ -33,18 +33,23 @@ ddpm_status ddpm_sampler_plan(ddpm_backend *be, const ddpm_config *cfg, int batc
 {
     ddpm_model *model = NULL;
     ddpm_sampler *s = NULL;
-    void *weights = NULL;
+    void *weights = NULL, *half = NULL;
     ddpm_sample_config one_step = cfg->sample;
     one_step.spacing = (char[]){"1"};
     ddpm_status st = ddpm_model_create(be, &cfg->model, &model);
+    if (!st) st = ddpm_model_set_precision(model, cfg->sample.precision, "sample.precision");
     if (!st) st = ddpm_backend_alloc(be, (size_t)ddpm_model_arena_count(model) * sizeof(float), &weights);
+    if (!st && cfg->sample.precision == DDPM_PRECISION_BF16)
+        st = ddpm_backend_alloc(be, (size_t)ddpm_model_arena_count(model) * 2, &half);
     if (!st) {
         ddpm_model_bind(model, weights, NULL);
+        ddpm_model_bind_half(model, half);
         st = ddpm_sampler_create(be, model, &cfg->diffusion, &one_step, batch, &s);
     }
     if (!st) st = run_once(s, &cfg->model, batch);
     ddpm_sampler_free(s);
     ddpm_model_free(model);
     ddpm_backend_release(be, weights);
+    ddpm_backend_release(be, half);
     return st;
 }

@@ -140,9 +140,10 @@ static void add_configuration(ddpm_dtype dtype, const char *path)
 {
     ddpm_config cfg = {0};
     ddpm_backend *be;
-    const struct planning_options options = {.name = "any GPU", .halves_activations = dtype == DDPM_BF16};
+    const struct planning_options options = {.name = "any GPU"};
     configuration = path;
     CHECK(ddpm_config_load(path, NULL, 0, &cfg));
+    cfg.train.precision = dtype == DDPM_BF16 ? DDPM_PRECISION_BF16 : DDPM_PRECISION_FP32;
     CHECK(planning_create(&options, &be));
     const int64_t batches[] = {cfg.train.micro_batch ? cfg.train.micro_batch : cfg.train.batch, 1};
     for (int i = 0; i < 2; i++) {
