@@ -38,6 +38,9 @@ typedef struct {
 ddpm_status ddpm_dataset_open(const char *path, const ddpm_dataset_options *opts,
                               ddpm_dataset **out);
 void ddpm_dataset_close(ddpm_dataset *ds); /* joins its threads; accepts NULL */
+/* All images of the pack [n,h,w,c], by the numbers that batches give, and labels [n] or NULL; NULL where
+ * the pack is not held in memory. Borrowed. */
+const uint8_t *ddpm_dataset_memory(const ddpm_dataset *ds, const int64_t **labels);
 const ddpm_dataset_info *ddpm_dataset_describe(const ddpm_dataset *ds);
 const char *ddpm_dataset_class_name(const ddpm_dataset *ds, int label); /* NULL when unnamed */
 

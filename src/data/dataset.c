@@ -284,6 +284,12 @@ void ddpm_dataset_close(ddpm_dataset *ds)
     free(ds);
 }
 
+const uint8_t *ddpm_dataset_memory(const ddpm_dataset *ds, const int64_t **labels)
+{
+    *labels = ds->pack->labels;
+    return ds->memory;
+}
+
 const ddpm_dataset_info *ddpm_dataset_describe(const ddpm_dataset *ds)
 {
     return &ds->info;

@@ -44,7 +44,7 @@ struct run {
     double collected_at;             /* when the first of the pending steps was begun */
     int64_t first, end, saved;       /* steps; saved: -1 none */
     int failed_saves;
-    int notices; /* of the backend, shown */
+    int notices;      /* of the backend, shown */
     bool has_figures; /* put into metrics and not flushed */
     double losses[LOSSES_MAX];
     ddpm_run_report *report;
@@ -349,6 +349,9 @@ static ddpm_status begin(struct run *r, ddpm_backend *be)
              o->dir, ddpm_model_parameter_total(r->trainer->model), r->first + 1, r->end,
              r->trainer->batch, format_bytes(ddpm_backend_memory(be), text, sizeof text),
              ddpm_backend_name(be));
+    if (r->trainer->pack)
+        log_line(o->sink, "all %" PRId64 " images are on the device",
+                 ddpm_dataset_describe(r->trainer->data)->n);
     progress_begin(&r->progress, o->sink, "train", "step", r->end, r->first);
     return DDPM_OK;
 }

@@ -65,6 +65,7 @@ static void host_layout(ddpm_trainer *t, arena *a)
     const size_t n = (size_t)t->batch, m = (size_t)t->micro_batch;
     t->host_label = arena_take(a, n * sizeof *t->host_label, ALIGN_HOST);
     t->host_t = arena_take(a, n * sizeof *t->host_t, ALIGN_HOST);
+    t->host_number = arena_take(a, n * sizeof *t->host_number, ALIGN_HOST);
     t->host_time = arena_take(a, n * sizeof *t->host_time, ALIGN_HOST);
     t->host_loss = arena_take(a, n * sizeof *t->host_loss, ALIGN_HOST);
     t->host_index = arena_take(a, n * sizeof *t->host_index, ALIGN_HOST);
@@ -229,6 +230,7 @@ static ddpm_status take_blocks(ddpm_trainer *t)
     TRY(host_create(t));
     TRY(ddpm_model_reserve(t->model, (int)t->micro_batch, true));
     TRY(trainer_bind(t, t->p, t->g));
+    TRY(trainer_place_pack(t));
     return ddpm_recording_create(t->be, trainer_step_calls, t, &t->recording);
 }
 
@@ -343,6 +345,7 @@ void ddpm_trainer_free(ddpm_trainer *t)
     ddpm_recording_free(t->recording);
     ddpm_model_free(t->model);
     ddpm_schedule_free(t->schedule);
+    if (t->pack_block) ddpm_backend_release(t->be, t->pack_block);
     if (t->batch_block) ddpm_backend_release(t->be, t->batch_block);
     if (t->weights_block) ddpm_backend_release(t->be, t->weights_block);
     free(t->host_block);

@@ -32,8 +32,15 @@ static ddpm_status load_batch(ddpm_trainer *t, int64_t key)
     ddpm_batch b;
     TRY(ddpm_dataset_next(t->data, (uint64_t)key, &b));
     const size_t n = (size_t)t->batch;
-    TRY(ddpm_backend_upload(t->be, t->images, b.images, n * (size_t)(t->h * t->w * t->c)));
     TRY(ddpm_backend_upload(t->be, t->flip, b.flip, n));
+    if (t->pack) {
+        for (size_t i = 0; i < n; i++)
+            t->host_number[i] = (int32_t)b.number[i];
+        TRY(ddpm_backend_upload(t->be, t->number, t->host_number, n * sizeof *t->number));
+        t->loaded = key;
+        return DDPM_OK;
+    }
+    TRY(ddpm_backend_upload(t->be, t->images, b.images, n * (size_t)(t->h * t->w * t->c)));
     if (t->label) {
         for (size_t i = 0; i < n; i++)
             t->host_label[i] = (int32_t)b.labels[i];
@@ -84,6 +91,18 @@ ddpm_status trainer_pass(ddpm_trainer *t, const struct loss_pass *pass, int64_t 
                                              .loss = &loss,
                                              .dout = pass->is_training ? &out : NULL}));
     return pass->is_training ? ddpm_model_backward(t->model, &forward, &out, NULL) : DDPM_OK;
+}
+
+static ddpm_status gather_batch(ddpm_trainer *t)
+{
+    ddpm_tensor all = ddpm_tensor_4d(t->pack, ddpm_dataset_describe(t->data)->n, t->h, t->w, t->c);
+    ddpm_tensor batch = ddpm_tensor_4d(t->images, t->batch, t->h, t->w, t->c);
+    all.dtype = batch.dtype = DDPM_U8;
+    return t->ops->gather(t->be, &(struct gather_args){.x = &all,
+                                                       .number = t->number,
+                                                       .labels = t->pack_labels,
+                                                       .y = &batch,
+                                                       .label = t->label});
 }
 
 /* t of every image, and the numbers of the step: from the counters on the device. */
@@ -148,6 +167,7 @@ static ddpm_status update_weights(ddpm_trainer *t)
 ddpm_status trainer_step_calls(void *user)
 {
     ddpm_trainer *t = user;
+    if (t->pack) TRY(gather_batch(t));
     TRY(open_step(t));
     for (int64_t i = 0; i < t->batch; i += t->micro_batch) {
         const int64_t left = t->batch - i;

@@ -49,9 +49,15 @@ struct ddpm_trainer {
     struct step_state *state, *valid_state;
     uint64_t *valid_index; /* [micro_batch] which validation image */
 
+    /* The whole pack on the device, where there is room beside the rest: a batch is a list of numbers. */
+    void *pack_block;     /* NULL: batches are uploaded */
+    uint8_t *pack;        /* [n,h,w,c] */
+    int32_t *pack_labels; /* [n]; NULL for an unconditional model */
+    int32_t *number;      /* [batch] which images the batch is of */
+
     /* Staging on the host, one block. */
     void *host_block;
-    int32_t *host_label, *host_t;
+    int32_t *host_label, *host_t, *host_number;
     float *host_time, *host_loss;
     struct step_figures *host_ring; /* [DDPM_STEPS_PENDING] */
     ddpm_step_result *results;      /* [DDPM_STEPS_PENDING], of the last collection */
@@ -89,6 +95,8 @@ ddpm_status trainer_bind(ddpm_trainer *t, float *weights, float *grads);
 /* Back to the trained weights after something else used the network, which ended with s: s, or what
  * failed now. */
 ddpm_status trainer_rebind(ddpm_trainer *t, ddpm_status s);
+/* Puts the pack on a device that has room for it; else nothing is changed. */
+ddpm_status trainer_place_pack(ddpm_trainer *t);
 /* ddpm_calls: all of a step whose batch lies on the device; user is the trainer. */
 ddpm_status trainer_step_calls(void *user);
 /* What the device has counted when all that is queued is done; and back, with nothing pending. */

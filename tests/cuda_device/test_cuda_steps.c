@@ -100,6 +100,30 @@ static void going_on_from_a_checkpoint_gives_the_same_bits(void **state)
     train_close(&y);
 }
 
+/* Batches gathered on the device from the whole pack there, and batches uploaded. */
+static void where_the_images_lie_changes_nothing(void **state)
+{
+    char a[SUPPORT_PATH], b[SUPPORT_PATH];
+    struct trained x, y;
+    double loss;
+    open_with(state, "model.num_classes=2", &recorded, &x);
+    assert_non_null(x.t->pack);
+    open_with(state, "model.num_classes=2", &recorded, &y);
+    ddpm_backend_release(y.be, y.t->pack_block); /* as where there was no room for it */
+    y.t->pack_block = y.t->pack = NULL;
+    for (int i = 0; i < 4; i++) {
+        train_steps(&x, 1);
+        train_steps(&y, 1);
+        if (i == 1)
+            assert_ok(ddpm_trainer_validate(x.t, 0, &loss)); /* which uses the batch's place */
+    }
+    save_as(state, &x, "gathered.safetensors", a);
+    save_as(state, &y, "uploaded.safetensors", b);
+    train_assert_same_files(a, b);
+    train_close(&y);
+    train_close(&x);
+}
+
 static void nothing_is_allocated_after_step_2(void **state)
 {
     struct trained x;
@@ -208,6 +232,7 @@ int main(void)
         cmocka_unit_test(a_recorded_step_has_the_bits_of_its_calls),
         cmocka_unit_test(bf16_losses_are_those_of_f32_but_for_rounding),
         cmocka_unit_test(going_on_from_a_checkpoint_gives_the_same_bits),
+        cmocka_unit_test(where_the_images_lie_changes_nothing),
         cmocka_unit_test(nothing_is_allocated_after_step_2),
         cmocka_unit_test(a_recorded_sampler_draws_the_same_pictures),
         cmocka_unit_test(an_answer_that_is_not_finite_is_found_and_named),
