@@ -230,7 +230,7 @@ static ddpm_status take_blocks(ddpm_trainer *t)
     TRY(host_create(t));
     TRY(ddpm_model_reserve(t->model, (int)t->micro_batch, true));
     TRY(trainer_bind(t, t->p, t->g));
-    TRY(trainer_place_pack(t));
+    if (t->data) TRY(trainer_place_pack(t));
     return ddpm_recording_create(t->be, trainer_step_calls, t, &t->recording);
 }
 
