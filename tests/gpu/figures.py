@@ -158,7 +158,7 @@ def ncu(context, figures):
     """The kernels of two training steps. Clocks stay as they are; each launch is run again for each group of counters."""
     program = shutil.which("ncu") or next(iter(sorted(glob.glob("/opt/nvidia/nsight-compute/*/ncu"))), "/usr/local/cuda/bin/ncu")
     command = [program, "--clock-control", "none", "--csv", "--page", "raw", "--metrics", ",".join(METRICS.values()),
-               context.program("ddpm"), "bench", "train", CIFAR, "--batch", 128, "--warmup", 0, "--repeats", 2, "--no-peak", "-q",
+               context.program("ddpm"), "bench", "train", CIFAR, "--batch", 128, "--warmup", 0, "--repeats", 2, "--no-peak", "--no-graph", "-q",
                "--device", context.options.device, *in_precision(context, "train")]
     if not os.access(program, os.X_OK):
         raise Skipped("no Nsight Compute")

@@ -17,6 +17,9 @@ HERE = os.path.dirname(os.path.abspath(__file__))
 # `asked`: runs only where --part names it
 Part = namedtuple("Part", "name seconds run what asked", defaults=[False])
 
+# Also where bits are not compared: engines as heuristics order them, so that no time goes into timing them.
+DETERMINISTIC = ("--deterministic",)
+
 # ---- what several parts need ----
 
 
@@ -86,16 +89,6 @@ def sample(context, run, folder, *arguments):
     name = next(name for name in os.listdir(folder) if name.startswith("samples_"))
     with zipfile.ZipFile(os.path.join(folder, name)) as z:
         return z.read("arr_0.npy")
-
-
-def has_option(context, command, option):
-    out, _ = context.run([context.program("ddpm"), command, "--help"])
-    return option in out
-
-
-def deterministic(context):
-    """Also where bits are not compared: engines as heuristics order them, so that no time goes into timing them."""
-    return ("--deterministic",) if has_option(context, "train", "--deterministic") else ()
 
 
 def steps_of(context, on_gpu):
@@ -215,7 +208,7 @@ def golden_kinds(text):
 def trace(context, figures):
     """The same steps on the CPU and on the GPU: random numbers agree, so the losses must."""
     folder, steps = context.folder("trace"), steps_of(context, 30)
-    options = deterministic(context)
+    options = DETERMINISTIC
     want = figures["cpu"] = train(context, os.path.join(folder, "cpu"), steps, *options, device="cpu")
     # f32: rounding of 1e-7 a sum grows through the steps, and a wrong gradient shows within a few of them. bf16 rounds
     # activations by up to 1/512; a loss is the mean of thousands, whose rounding errors mostly cancel.
@@ -232,8 +225,6 @@ def trace(context, figures):
 
 def graph(context, figures):
     """Recorded graphs do what the same calls, one by one, do."""
-    if not has_option(context, "train", "--no-graph"):
-        raise Skipped("ddpm train has no --no-graph")
     folder, steps = context.folder("graph"), steps_of(context, 40)
     with_graph, without = os.path.join(folder, "with"), os.path.join(folder, "without")
     train(context, with_graph, steps, "--deterministic")
@@ -247,20 +238,20 @@ def graph(context, figures):
 
 def determinism(context, figures):
     folder, steps = context.folder("determinism"), steps_of(context, 40)
-    options = (*deterministic(context), *figure_parts.in_precision(context, "train"))
+    options = (*DETERMINISTIC, *figure_parts.in_precision(context, "train"))
     runs = [os.path.join(folder, name) for name in ("first", "second")]
     for run in runs:
         train(context, run, steps, *options)
     figures["options"] = " ".join(options)
     figures["tensors"] = compare_checkpoints(checkpoint_of(runs[0], steps), checkpoint_of(runs[1], steps))
-    pixels = [sample(context, runs[0], os.path.join(folder, name), *deterministic(context)) for name in ("a", "b")]
+    pixels = [sample(context, runs[0], os.path.join(folder, name), *DETERMINISTIC) for name in ("a", "b")]
     if pixels[0] != pixels[1]:
         raise Failed("two drawings of the same samples differ")
 
 
 def resume(context, figures):
     folder, steps = context.folder("resume"), steps_of(context, 40)
-    options = (*deterministic(context), *figure_parts.in_precision(context, "train"))
+    options = (*DETERMINISTIC, *figure_parts.in_precision(context, "train"))
     whole, halves = os.path.join(folder, "whole"), os.path.join(folder, "halves")
     train(context, whole, steps, *options)
     train(context, halves, steps // 2, *options)

@@ -163,6 +163,20 @@ static void test_sums_of_many_images(void **state)
         assert_near((double)got.demb[n * 3], value_at(dy, 2 * n) + value_at(dy, 2 * n + 1), 2e-7);
 }
 
+/* Two slices of an image to be added, and more columns of sums than blocks: a block's second turn waits for its first. */
+static void test_sums_in_turns(void **state)
+{
+    (void)state;
+    enum { PIXELS = 65 };
+    const struct shape s = {1024 + 1, 1, PIXELS, 256};
+    const struct values dy = values_of(s.n * PIXELS * s.k, DDPM_F32, 0);
+    for (int64_t i = 0; i < s.n * s.k; i++)
+        value_set(dy, (i / s.k * PIXELS + PIXELS - 1) * s.k + i % s.k, (float)(i / s.k + 1));
+    const struct sums got = run_sums(s, dy, false, true);
+    for (int64_t i = 0; i < s.n * s.k; i++)
+        assert_true(got.demb[i / s.k * (2 * s.k + 1) + i % s.k] == (float)(i / s.k + 1));
+}
+
 static void test_nothing_to_sum(void **state)
 {
     (void)state;
@@ -181,6 +195,7 @@ int main(void)
         OP_TEST(test_sums),
         OP_TEST(test_sums_of_large_images),
         OP_TEST(test_sums_of_many_images),
+        OP_TEST(test_sums_in_turns),
         OP_TEST(test_nothing_to_sum),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
