@@ -8,6 +8,8 @@
 #ifndef KERNELS_DEVICE_CUH
 #define KERNELS_DEVICE_CUH
 
+#include "launch_count.h"
+
 #ifdef __CUDACC__
 
 #include <cuda_bf16.h>
@@ -23,6 +25,7 @@ template <class... P, class... A>
 static inline cudaError_t launch_kernel(void (*kernel)(P...), dim3 grid, dim3 block, size_t shared_bytes,
                                         cudaStream_t stream, A... arguments)
 {
+    if (launch_is_counted(1)) return cudaSuccess;
     cudaLaunchConfig_t config = {};
     config.gridDim = grid;
     config.blockDim = block;

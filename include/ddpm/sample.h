@@ -36,6 +36,10 @@ ddpm_status ddpm_sampler_run(ddpm_sampler *s, uint64_t seed, int n, const uint64
                              const int32_t *label, uint8_t *images, ddpm_frame_sink frames,
                              void *user, const volatile int *stop);
 
+/* Makes a model and a sampler and the device calls of one reverse step of `batch` images, on a backend that only notes them
+ * (planning.h), with x_T and the images' bytes once: what `ddpm plan --gpu` counts. */
+ddpm_status ddpm_sampler_plan(ddpm_backend *be, const ddpm_config *cfg, int batch);
+
 /* ---- the job ---- */
 struct log_sink;
 typedef struct {

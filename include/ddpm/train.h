@@ -22,6 +22,10 @@ typedef struct ddpm_trainer ddpm_trainer;
 ddpm_status ddpm_trainer_create(ddpm_backend *be, const ddpm_config *cfg, ddpm_trainer **out);
 void ddpm_trainer_free(ddpm_trainer *t); /* accepts NULL */
 
+/* Makes a trainer without data and the device calls of one step, on a backend that only notes them (planning.h): what
+ * `ddpm plan --gpu` counts. */
+ddpm_status ddpm_trainer_plan(ddpm_backend *be, const ddpm_config *cfg);
+
 typedef struct {
     int64_t step;              /* its number, from 1 */
     double loss;               /* mean over the batch */

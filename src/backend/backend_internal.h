@@ -20,6 +20,9 @@ enum {
         OP_COUNT
 };
 
+/* What a call computes: 2 per multiply-add of the op's definition; 0 for ops without a product. args: struct <op>_args. */
+double profile_flops(int op, const void *args);
+
 /* Each function may rely on arguments that backend.c has checked (no NULL object, sizes that do not wrap).
  * alloc returns zeroed, 64-byte aligned memory; backend.c does the counting of blocks. */
 struct backend_device {

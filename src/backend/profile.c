@@ -37,7 +37,7 @@ static double attention_product(const ddpm_tensor *q)
     return 2 * count(q) * (double)q->dim[1];
 }
 
-static double op_flops(int op, const void *args)
+double profile_flops(int op, const void *args)
 {
     switch (op) {
     case OP_conv2d: {
@@ -73,7 +73,7 @@ static ddpm_status note(ddpm_backend *be, int op, const void *args, double begin
     struct profile_row *row = &be->profile[op];
     row->calls++;
     row->seconds += seconds_now() - begin;
-    if (!late) row->flops += op_flops(op, args);
+    if (!late) row->flops += profile_flops(op, args);
     return late;
 }
 

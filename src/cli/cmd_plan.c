@@ -4,6 +4,7 @@
  * sampling do at their start, so the bytes are those of a real run; nothing of that size is
  * allocated. */
 #include "cli.h"
+#include "plan_gpu.h"
 #include "report.h"
 
 #include "ddpm/model.h"
@@ -20,9 +21,23 @@ struct plan {
     cli_sets sets;
     int batch, threads; /* 0: as configured; all cores */
     bool is_json, lists_keys;
+    struct plan_gpu_options gpu;  /* gpu.gpu NULL: this machine */
+    const char *write_properties; /* or NULL */
 };
 
-enum { KEY_JSON = 256, KEY_SET, KEY_DEVICE, KEY_THREADS, KEY_KEYS };
+enum {
+    KEY_JSON = 256,
+    KEY_SET,
+    KEY_DEVICE,
+    KEY_THREADS,
+    KEY_KEYS,
+    KEY_GPU,
+    KEY_PRECISION,
+    KEY_DETERMINISTIC,
+    KEY_COMPILE,
+    KEY_NO_ENGINES,
+    KEY_PROPERTIES
+};
 
 static const struct argp_option options[] = {
     {"batch", 'b', "N", 0,
@@ -30,10 +45,27 @@ static const struct argp_option options[] = {
     {"set", KEY_SET, "KEY=VALUE", 0, "Override a configuration key; may be given again", 0},
     {"device", KEY_DEVICE, "NAME", 0, "cpu or cuda[:n], whose memory is counted (default: cpu)", 0},
     {"threads", KEY_THREADS, "N", 0, "CPU threads to count scratch for (default: all)", 0},
+    {"gpu", KEY_GPU, "NAME|FILE", 0,
+     "Also plan a step on a GPU that need not be there: a100, b200, h100, h200, or a file of properties", 0},
+    {"precision", KEY_PRECISION, "P", 0, "With --gpu: fp32, tf32 or bf16 (default: train.precision)", 0},
+    {"deterministic", KEY_DETERMINISTIC, NULL, 0, "With --gpu: engines that give the same bits on every run", 0},
+    {"compile", KEY_COMPILE, NULL, 0,
+     "With --gpu: build engines that are compiled at run time too, some seconds each, for kernel and workspace", 0},
+    {"no-engines", KEY_NO_ENGINES, NULL, 0, "With --gpu: do not ask cuDNN, which takes up to a minute", 0},
+    {"write-properties", KEY_PROPERTIES, "FILE", 0, "Write the properties of this machine's GPU for --gpu, and end", 0},
     {"json", KEY_JSON, NULL, 0, "Print JSON, with the names of the screen", 0},
     {"keys-markdown", KEY_KEYS, NULL, OPTION_HIDDEN, "Print the table of all configuration keys",
      0},
     {0}};
+
+static int parse_precision(struct argp_state *state, const char *arg)
+{
+    if (strcmp(arg, "fp32") == 0) return DDPM_PRECISION_FP32;
+    if (strcmp(arg, "bf16") == 0) return DDPM_PRECISION_BF16;
+    if (strcmp(arg, "tf32") == 0) return DDPM_PRECISION_TF32;
+    cli_usage_error(state, "--precision %s: fp32, tf32 or bf16", arg);
+    return 0;
+}
 
 static error_t parse_option(int key, char *arg, struct argp_state *state)
 {
@@ -57,12 +89,30 @@ static error_t parse_option(int key, char *arg, struct argp_state *state)
     case KEY_KEYS:
         p->lists_keys = true;
         return 0;
+    case KEY_GPU:
+        p->gpu.gpu = arg;
+        return 0;
+    case KEY_PRECISION:
+        p->gpu.precision = parse_precision(state, arg);
+        return 0;
+    case KEY_DETERMINISTIC:
+        p->gpu.is_deterministic = true;
+        return 0;
+    case KEY_COMPILE:
+        p->gpu.compiles = true;
+        return 0;
+    case KEY_NO_ENGINES:
+        p->gpu.skips_engines = true;
+        return 0;
+    case KEY_PROPERTIES:
+        p->write_properties = arg;
+        return 0;
     case ARGP_KEY_ARG:
         if (p->config) return ARGP_ERR_UNKNOWN;
         p->config = arg;
         return 0;
     case ARGP_KEY_END:
-        if (!p->config && !p->lists_keys) cli_usage_error(state, "no configuration file is given");
+        if (!p->config && !p->lists_keys && !p->write_properties) cli_usage_error(state, "no configuration file is given");
         return 0;
     default:
         return ARGP_ERR_UNKNOWN;
@@ -76,7 +126,8 @@ static const struct argp parser = {
     .doc = "Parameters, multiply-adds and memory of a configuration, for training and for "
            "sampling, and a table "
            "of its layers. Needs no GPU and no data, and allocates nothing of the size it tells.\v"
-           "Example:\n  ddpm plan configs/ddpm-cifar10.yaml --batch 64"};
+           "Example:\n  ddpm plan configs/ddpm-cifar10.yaml --batch 64\n"
+           "  ddpm plan configs/ddpm-cifar10.yaml --gpu h200 --precision bf16"};
 
 /* '|' ends a cell of Markdown, also inside code. */
 static void print_markdown(const char *text)
@@ -157,6 +208,14 @@ static ddpm_status report_phase(const struct plan *p, const ddpm_config *cfg, re
     return DDPM_OK;
 }
 
+static ddpm_status report_gpu(const struct plan *p, const ddpm_config *cfg, report *r)
+{
+    struct plan_gpu_options o = p->gpu;
+    o.batch = p->batch;
+    if (o.precision < 0) o.precision = cfg->train.precision;
+    return plan_gpu(&o, cfg, r);
+}
+
 static ddpm_status report_plan(const struct plan *p, const ddpm_config *cfg, ddpm_model *model,
                                report *r)
 {
@@ -179,8 +238,12 @@ static ddpm_status report_plan(const struct plan *p, const ddpm_config *cfg, ddp
     report_int(r, "checkpoint_bytes",
                (int64_t)sizeof(float) * ddpm_model_parameter_total(model) * (3 + (int64_t)n_ema));
     const double macs = ddpm_model_macs(model);
-    TRY(report_phase(p, cfg, r, macs, p->batch ? p->batch : micro, true, (4 + n_ema) * flat));
-    TRY(report_phase(p, cfg, r, macs, p->batch ? p->batch : cfg->sample.batch, false, flat));
+    if (p->gpu.gpu) {
+        TRY(report_gpu(p, cfg, r));
+    } else {
+        TRY(report_phase(p, cfg, r, macs, p->batch ? p->batch : micro, true, (4 + n_ema) * flat));
+        TRY(report_phase(p, cfg, r, macs, p->batch ? p->batch : cfg->sample.batch, false, flat));
+    }
     report_layers(r, model);
     return report_end(r);
 }
@@ -199,8 +262,12 @@ static ddpm_status plan_run(const struct plan *p, ddpm_config *cfg, ddpm_backend
 
 int cmd_plan(int argc, char **argv)
 {
-    struct plan p = {.device = "cpu"};
+    struct plan p = {.device = "cpu", .gpu.precision = -1};
     cli_parse(&parser, argc, argv, &p);
+    if (p.write_properties) {
+        const ddpm_status s = plan_write_properties(p.write_properties);
+        return s ? cli_fail("plan", s, NULL, NULL) : 0;
+    }
     if (p.lists_keys) {
         print_keys();
         const ddpm_status s = cli_flush_output();

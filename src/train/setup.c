@@ -73,7 +73,7 @@ static void host_layout(ddpm_trainer *t, arena *a)
     t->results = arena_take(a, DDPM_STEPS_PENDING * sizeof *t->results, ALIGN_HOST);
     t->valid_images = NULL;
     t->valid_labels = NULL;
-    if (ddpm_dataset_describe(t->data)->n_validation == 0) return;
+    if (!t->data || ddpm_dataset_describe(t->data)->n_validation == 0) return;
     t->valid_images = arena_take(a, m * (size_t)(t->h * t->w * t->c), ALIGN_HOST);
     t->valid_labels = arena_take(a, m * sizeof *t->valid_labels, ALIGN_HOST);
 }
@@ -230,7 +230,7 @@ static ddpm_status take_blocks(ddpm_trainer *t)
     TRY(host_create(t));
     TRY(ddpm_model_reserve(t->model, (int)t->micro_batch, true));
     TRY(trainer_bind(t, t->p, t->g));
-    TRY(trainer_place_pack(t));
+    if (t->data) TRY(trainer_place_pack(t));
     return ddpm_recording_create(t->be, trainer_step_calls, t, &t->recording);
 }
 
@@ -257,7 +257,8 @@ static ddpm_status upload_constants(ddpm_trainer *t)
     return ddpm_backend_upload(t->be, t->valid_state, &zero, sizeof zero);
 }
 
-ddpm_status trainer_build(ddpm_backend *be, const ddpm_config *cfg, ddpm_trainer **out)
+/* Without data the trainer's device calls can be made, which is enough to plan them. */
+static ddpm_status build(ddpm_backend *be, const ddpm_config *cfg, bool has_data, ddpm_trainer **out)
 {
     ddpm_status s = DDPM_OK;
     *out = NULL;
@@ -275,14 +276,32 @@ ddpm_status trainer_build(ddpm_backend *be, const ddpm_config *cfg, ddpm_trainer
     options.uses_tf32 = t->cfg.train.precision == DDPM_PRECISION_TF32;
     ddpm_backend_configure(be, &options);
     t->count = (ddpm_model_arena_count(t->model) + ROUND_FLOATS - 1) / ROUND_FLOATS * ROUND_FLOATS;
-    TRY_GOTO(fail, open_data(t));
-    TRY_GOTO(fail, match_data(t));
+    if (has_data) {
+        TRY_GOTO(fail, open_data(t));
+        TRY_GOTO(fail, match_data(t));
+    }
     TRY_GOTO(fail, memory_check(t));
     TRY_GOTO(fail, take_blocks(t));
     TRY_GOTO(fail, upload_constants(t));
     *out = t;
     return DDPM_OK;
 fail:
+    ddpm_trainer_free(t);
+    return s;
+}
+
+ddpm_status trainer_build(ddpm_backend *be, const ddpm_config *cfg, ddpm_trainer **out)
+{
+    return build(be, cfg, true, out);
+}
+
+ddpm_status ddpm_trainer_plan(ddpm_backend *be, const ddpm_config *cfg)
+{
+    ddpm_trainer *t;
+    TRY(build(be, cfg, false, &t));
+    t->is_overfit = true; /* on batch 0, */
+    t->loaded = 0;        /* as if it were there */
+    const ddpm_status s = ddpm_trainer_queue(t);
     ddpm_trainer_free(t);
     return s;
 }

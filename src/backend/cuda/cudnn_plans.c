@@ -104,17 +104,11 @@ ddpm_status cudnn_device_json(const struct cudnn_device *d, char **out)
 
 enum { NOTES = CUDNN_NUMERICAL_NOTE_TYPE_COUNT + CUDNN_BEHAVIOR_NOTE_TYPE_COUNT };
 
-/* What cuDNN says of a configuration's engine. */
-struct engine_notes {
-    int64_t index;
-    bool is_deterministic, uses_tensor_cores, rounds_inputs, rounds_sums, is_compiled;
-};
-
-static ddpm_status read_notes(cudnnBackendDescriptor_t engine, struct engine_notes *out)
+static ddpm_status read_notes(cudnnBackendDescriptor_t engine, struct cudnn_engine_notes *out)
 {
     const char *what = "cuDNN engine";
     int64_t n = 0;
-    TRY(cudnn_check(what, cudnnBackendGetAttribute(engine, CUDNN_ATTR_ENGINE_GLOBAL_INDEX, CUDNN_TYPE_INT64, 1, &n, &out->index)));
+    TRY(cudnn_check(what, cudnnBackendGetAttribute(engine, CUDNN_ATTR_ENGINE_GLOBAL_INDEX, CUDNN_TYPE_INT64, 1, &n, &out->engine)));
 
     cudnnBackendNumericalNote_t numerical[NOTES];
     TRY(cudnn_check(what, cudnnBackendGetAttribute(engine, CUDNN_ATTR_ENGINE_NUMERICAL_NOTE, CUDNN_TYPE_NUMERICAL_NOTE, NOTES,
@@ -135,11 +129,11 @@ static ddpm_status read_notes(cudnnBackendDescriptor_t engine, struct engine_not
     return DDPM_OK;
 }
 
-static ddpm_status notes_of(cudnnBackendDescriptor_t config, struct engine_notes *out)
+static ddpm_status notes_of(cudnnBackendDescriptor_t config, struct cudnn_engine_notes *out)
 {
     const char *what = "cuDNN engine";
     cudnnBackendDescriptor_t engine = NULL;
-    *out = (struct engine_notes){.index = -1};
+    *out = (struct cudnn_engine_notes){.engine = -1};
     TRY(cudnn_check(what, cudnnBackendCreateDescriptor(CUDNN_BACKEND_ENGINE_DESCRIPTOR, &engine)));
     int64_t n = 0;
     ddpm_status s = cudnn_check(what, cudnnBackendGetAttribute(config, CUDNN_ATTR_ENGINECFG_ENGINE,
@@ -150,7 +144,7 @@ static ddpm_status notes_of(cudnnBackendDescriptor_t config, struct engine_notes
 }
 
 /* May an engine with these notes compute the graph under these rules? */
-static bool rules_allow(const struct cudnn_plan_rules *rules, const struct cudnn_graph *g, const struct engine_notes *n)
+static bool rules_allow(const struct cudnn_plan_rules *rules, const struct cudnn_graph *g, const struct cudnn_engine_notes *n)
 {
     if (rules->is_deterministic && (!n->is_deterministic || g->any_order)) return false;
     if (n->rounds_sums) return false;
@@ -162,7 +156,7 @@ static bool rules_allow(const struct cudnn_plan_rules *rules, const struct cudnn
 static ddpm_status offer(const struct cudnn_graph *g, const struct cudnn_plan_rules *rules, cudnnBackendDescriptor_t config,
                          struct cudnn_plan_list *list)
 {
-    struct engine_notes notes;
+    struct cudnn_engine_notes notes;
     const ddpm_status s = notes_of(config, &notes);
     const bool is_allowed = !s && rules_allow(rules, g, &notes);
     if (!s && !is_allowed) list->n_refused++;
@@ -227,6 +221,21 @@ ddpm_status cudnn_plan_list(const struct cudnn_graph *g, const struct cudnn_devi
     return s;
 }
 
+ddpm_status cudnn_plan_list_best(const struct cudnn_graph *g, const struct cudnn_device *d, const struct cudnn_plan_rules *rules,
+                                 struct cudnn_plan_list *out)
+{
+    *out = (struct cudnn_plan_list){0};
+    ddpm_status s = ask(g, d, CUDNN_HEUR_MODE_A, rules, out);
+    if (!s && !out->n) s = ask(g, d, CUDNN_HEUR_MODE_FALLBACK, rules, out);
+    if (s) cudnn_plan_list_release(out);
+    return s;
+}
+
+ddpm_status cudnn_plan_list_notes(const struct cudnn_plan_list *list, int i, struct cudnn_engine_notes *out)
+{
+    return notes_of(list->config[i], out);
+}
+
 void cudnn_plan_list_release(struct cudnn_plan_list *list)
 {
     for (int i = 0; i < list->n; i++)
@@ -271,7 +280,7 @@ static void name_kernel(struct cudnn_plan *p, const char *json)
 }
 
 /* All that is to be known of a finalised plan. */
-static ddpm_status read_plan(const struct cudnn_graph *g, struct cudnn_plan *p, const struct engine_notes *notes)
+static ddpm_status read_plan(const struct cudnn_graph *g, struct cudnn_plan *p, const struct cudnn_engine_notes *notes)
 {
     const char *what = "cuDNN plan";
     int64_t n = 0, workspace = 0;
@@ -282,7 +291,7 @@ static ddpm_status read_plan(const struct cudnn_graph *g, struct cudnn_plan *p, 
     name_kernel(p, json);
     free(json);
 
-    p->engine = notes->index;
+    p->engine = notes->engine;
     p->is_deterministic = notes->is_deterministic && !g->any_order;
     p->uses_tensor_cores = notes->uses_tensor_cores;
     p->rounds_inputs = notes->rounds_inputs;
@@ -314,7 +323,7 @@ ddpm_status cudnn_plan_build(const struct cudnn_graph *g, const struct cudnn_pla
 {
     ddpm_status s = DDPM_OK;
     struct cudnn_plan *p = NULL;
-    struct engine_notes notes;
+    struct cudnn_engine_notes notes;
     TRY(notes_of(list->config[i], &notes));
     TRY(plan_create(&p));
     TRY_GOTO(fail, set("cuDNN plan", p->plan, CUDNN_ATTR_EXECUTION_PLAN_ENGINE_CONFIG, CUDNN_TYPE_BACKEND_DESCRIPTOR, 1,
@@ -344,7 +353,7 @@ ddpm_status cudnn_plan_to_json(const struct cudnn_plan *p, char **json)
 }
 
 /* The engine of a plan that was read back. */
-static ddpm_status recall_notes(const struct cudnn_plan *p, struct engine_notes *notes)
+static ddpm_status recall_notes(const struct cudnn_plan *p, struct cudnn_engine_notes *notes)
 {
     const char *what = "cuDNN plan";
     cudnnBackendDescriptor_t config = NULL;
@@ -362,7 +371,7 @@ ddpm_status cudnn_plan_from_json(const struct cudnn_graph *g, const struct cudnn
 {
     ddpm_status s = DDPM_OK;
     struct cudnn_plan *p = NULL;
-    struct engine_notes notes;
+    struct cudnn_engine_notes notes;
     TRY(plan_create(&p));
     TRY_GOTO(fail, set("cuDNN plan", p->plan, CUDNN_ATTR_EXECUTION_PLAN_DEVICEPROP, CUDNN_TYPE_BACKEND_DESCRIPTOR, 1,
                        &d->properties));

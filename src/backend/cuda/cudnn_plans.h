@@ -43,6 +43,19 @@ struct cudnn_plan_list {
  * What a configuration is good for shows only when it is built: some fail, and the next one is to be tried. */
 ddpm_status cudnn_plan_list(const struct cudnn_graph *g, const struct cudnn_device *d, const struct cudnn_plan_rules *rules,
                             struct cudnn_plan_list *out);
+/* The same with the fallbacks only where nothing else is offered: where the best is wanted and not what to choose from, in a
+ * quarter of the time. */
+ddpm_status cudnn_plan_list_best(const struct cudnn_graph *g, const struct cudnn_device *d, const struct cudnn_plan_rules *rules,
+                                 struct cudnn_plan_list *out);
+
+/* What cuDNN says of an engine. */
+struct cudnn_engine_notes {
+    int64_t engine; /* its index in cuDNN */
+    bool is_deterministic, uses_tensor_cores;
+    bool rounds_inputs, rounds_sums; /* to fewer bits than the tensors have */
+    bool is_compiled;                /* at run time: building a plan takes seconds */
+};
+ddpm_status cudnn_plan_list_notes(const struct cudnn_plan_list *list, int i, struct cudnn_engine_notes *out);
 void cudnn_plan_list_release(struct cudnn_plan_list *list);
 
 /* ---- plans ---- */
