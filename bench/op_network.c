@@ -118,18 +118,19 @@ void op_row_linear_bwd(op_bench *b, const op_level *l)
             3 * level_bytes(b, l) + (op_act_size(b) + 8) * (double)(l->c * l->c));
 }
 
-/* y twice or half the size: to be compared with GroupNorm and upsample2 or avgpool2 as two ops. */
+/* To or from the level's size: to be compared with GroupNorm and upsample2 or avgpool2 as two ops. */
 static void row_groupnorm_resampled(op_bench *b, const op_level *l, struct groupnorm_args args,
                                     enum norm_resample resample)
 {
     char text[LABEL_SIZE], of[LABEL_SIZE + 16];
     const bool up = resample == NORM_UP2;
-    ddpm_tensor y = up ? op_act(b, l->n, 2 * l->h, 2 * l->w, l->c)
-                       : op_act(b, l->n, l->h / 2, l->w / 2, l->c);
+    ddpm_tensor small = op_act(b, l->n, l->h / 2, l->w / 2, l->c),
+                large = op_act(b, l->n, l->h, l->w, l->c);
     args.resample = resample;
-    args.y = &y;
+    args.x1 = up ? &small : &large;
+    args.y = up ? &large : &small;
     snprintf(of, sizeof of, "%s silu %s", level_text(l, text), up ? "up2" : "mean2");
-    OP_TIME(b, groupnorm, of, &args, 0, (up ? 5 : 1.25) * level_bytes(b, l));
+    OP_TIME(b, groupnorm, of, &args, 0, 1.25 * level_bytes(b, l));
 }
 
 void op_row_groupnorm(op_bench *b, const op_level *l)
