@@ -238,6 +238,18 @@ cuda() {
     build coverage cuda_tests
     ctest --test-dir build-coverage -j 2 --output-on-failure --no-tests=error -L 'op|kernels|cuda_device'
     tests/build/coverage.py build-coverage --least 95 --list
+
+    # One architecture: the kernels were compiled for all of them above.
+    section "CUDA build on a machine without a GPU, cuDNN's plans"
+    cmake -S . -B build-cuda -G Ninja -DCMAKE_BUILD_TYPE=Release -DDDPM_CUDA=ON -DDDPM_CUDA_ARCHITECTURES=90-real \
+        "${options[@]}" > /dev/null
+    cmake --build build-cuda
+    if ctest --test-dir build-cuda -N -L cudnn | grep -q 'cudnn/'; then
+        ctest --test-dir build-cuda -j 2 --output-on-failure -L cudnn
+    else
+        echo "left out: no cuDNN here"
+    fi
+    ctest --test-dir build-cuda --output-on-failure --no-tests=error -R 'cli/(device|plan_gpu|usage)'
     options=()
 }
 
