@@ -235,9 +235,10 @@ static void test_reverse_step(void **state)
     const float row[] = {1.5f, -0.5f, -1, 1, 0.25f, 0.5f, 0.125f, 0.75f};
     memcpy(rows + 8 * last, row, sizeof row);
     FAR_LAUNCH(reverse_step, RUNS,
-               FAR_ARGS(&out.all, NULL, rows, &m.state, m.index, &x.all, &x0_hat.all),
+               FAR_ARGS(&out.all, NULL, rows, &m.state, m.index, &x.all, &x0_hat.all,
+                        NULL),
                FAR_ARGS(&out.tail, NULL, rows + 8 * last, &m.state, m.index + last, &x.tail,
-                        &x0_hat.tail));
+                        &x0_hat.tail, NULL));
     far_check(x, 0);
     far_check(x0_hat, 0);
 }
