@@ -25,12 +25,12 @@ less "$(figure step_median_ms train.json)" "$(figure step_p99_ms train.json)" ||
 less 0 "$(figure images_per_s train.json)" && less "$(figure share_of_peak train.json)" 4 || fail "impossible figures"
 grep -q '"op": "conv2d"' train.json || fail "no table of time by op"
 
-"$ddpm" bench sample tiny.yaml --batch 2 --repeats 2 --warmup 0 --steps 4 --json sample.json >screen 2>err || fail "bench sample"
+"$ddpm" bench sample tiny.yaml --batch 2 --repeats 2 --warmup 0 --steps 4 --no-peak --json sample.json >screen 2>err || fail "bench sample"
 same_names sample.json screen
 [[ $(figure sampler_steps sample.json) == 4 && $(figure batch sample.json) == 2 ]] || fail "options are not heeded"
 
 # every op of the list has its rows
-"$ddpm" bench ops --batch 1 --repeats 2 --warmup 1 --json - >ops.json 2>err || fail "bench ops"
+"$ddpm" bench ops --batch 1 --repeats 1 --warmup 0 --no-peak --json - >ops.json 2>err || fail "bench ops"
 ops=$(sed -n '/define OP_LIST/,/[^\\]$/p' "$root/src/backend/ops.h" | grep -o 'X([a-z0-9_]*)' | tr -d 'X()' | grep .)
 [[ $(wc -w <<<"$ops") -ge 20 ]] || fail "the list of ops was not found"
 for op in $ops; do
