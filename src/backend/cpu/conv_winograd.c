@@ -28,7 +28,7 @@
 struct call {
     const struct conv *s;
     int64_t in, out;          /* channels of the pixels that V and M are made of */
-    int64_t in_h, in_w, out_h, out_w, pad_top, pad_left;
+    int64_t out_h, out_w, pad_top, pad_left;
     int64_t tiles_x, tiles_image, tiles;
     int64_t first, count;     /* filter: the chunk */
     int64_t task_tiles;       /* forward */
@@ -190,7 +190,7 @@ static void run(ddpm_backend *be, struct call *c)
 
 ddpm_status conv_winograd(ddpm_backend *be, const struct conv *s, const struct conv2d_args *a)
 {
-    struct call c = {.s = s, .in = s->c, .out = s->k, .in_h = s->h, .in_w = s->w, .out_h = s->ho, .out_w = s->wo,
+    struct call c = {.s = s, .in = s->c, .out = s->k, .out_h = s->ho, .out_w = s->wo,
                      .pad_top = s->pad_top, .pad_left = s->pad_left, .from = a->x, .to = a->y, .add = a->residual};
     float *offsets = NULL;
     TRY(prepare(be, &c, a->w, FORM_WINOGRAD_FORWARD, a->emb ? (size_t)(s->n * s->k) : 0, &offsets));
@@ -205,7 +205,7 @@ ddpm_status conv_winograd(ddpm_backend *be, const struct conv *s, const struct c
 
 ddpm_status conv_winograd_data(ddpm_backend *be, const struct conv *s, const struct conv2d_bwd_data_args *a)
 {
-    struct call c = {.s = s, .in = s->k, .out = s->c, .in_h = s->ho, .in_w = s->wo, .out_h = s->h, .out_w = s->w,
+    struct call c = {.s = s, .in = s->k, .out = s->c, .out_h = s->h, .out_w = s->w,
                      .pad_top = 2 - s->pad_top, .pad_left = 2 - s->pad_left, .from = a->dy, .to = a->dx,
                      .add = a->accumulate ? a->dx : NULL, .turned = true};
     float *front;
