@@ -94,12 +94,13 @@ static void note_number(struct describing *d, const char *name, double value)
     }
 
 /* clang-format off */
-OP(conv2d, IN(x), IN(w), IN(bias), IN(emb), IN(residual), OUT(y), PADS)
+OP(conv2d, IN(x), IN(w), IN(bias), IN(emb), IN(residual), OUT(y), OUT(sum), OUT(square), PADS, a->has_sums = NULL)
 OP(conv2d_bwd_data, IN(dy), IN(w), MAYBE_ADDED(dx, a->accumulate), PADS, NUMBER(accumulate))
 OP(conv2d_bwd_filter, IN(x), IN(dy), ADDED(dw), ADDED(db), OUT(demb), PADS)
 OP(linear, IN(x), IN(w), IN(bias), OUT(y))
 OP(linear_bwd, IN(x), IN(w), IN(dy), MAYBE_ADDED(dx, a->accumulate), ADDED(dw), ADDED(db), NUMBER(accumulate))
-OP(groupnorm, IN(x1), IN(x2), IN(gamma), IN(beta), IN(scale), IN(shift), OUT(y), OUT(stats),
+OP(groupnorm, IN(x1), IN(x2), IN(gamma), IN(beta), IN(scale), IN(shift), IN(sum1), IN(square1), IN(sum2),
+   IN(square2), OUT(y), OUT(stats),
    NUMBER(groups), NUMBER(silu), NUMBER(dropout), NUMBER(resample))
 OP(groupnorm_bwd, IN(dy), IN(x1), IN(x2), IN(gamma), IN(beta), IN(scale), IN(shift), IN(stats), IN(add1),
    IN(add2), OUT(dx1), OUT(dx2), ADDED(dgamma), ADDED(dbeta), OUT(dscale), OUT(dshift),

@@ -81,8 +81,19 @@ static ddpm_status sliced_conv(const struct conv2d_args *a, struct cudnn_forms *
     TRY(pixels(a->y, &y));
     if (a->residual) TRY(pixels(a->residual, &residual));
     const ddpm_tensor w = kernel_matrix(a->w), wt = flipped(&w);
-    if (!a->emb) return add_matmul(out, 0, &x, &wt, &y, a->bias, a->residual ? &residual : NULL);
-    return add_matmul(out, CUDNN_LEFT_EPILOGUE, &x, &wt, &y, NULL, NULL);
+    const unsigned stats = a->sum ? CUDNN_LEFT_STATS : 0;
+    if (!a->emb) return add_matmul(out, stats, &x, &wt, &y, a->bias, a->residual ? &residual : NULL);
+    return add_matmul(out, stats | CUDNN_LEFT_EPILOGUE, &x, &wt, &y, NULL, NULL);
+}
+
+/* Smaller images GroupNorm keeps in shared memory, and needs no sums (kernels/groupnorm.cu). Engines with sums take whole packs of
+ * channels: up to 9.28 there is none for the first convolution's 1 or 3. */
+enum { LARGEST_HELD = 32 * 32, PACK = 8 };
+
+static bool wants_sums(const struct conv2d_args *a)
+{
+    const int64_t *y = a->y->dim;
+    return a->sum && y[1] * y[2] > LARGEST_HELD && y[3] % PACK == 0 && a->x->dim[3] % PACK == 0;
 }
 
 ddpm_status cudnn_forms_conv2d(const struct conv2d_args *a, const struct cudnn_plan_rules *rules, struct cudnn_forms *out)
@@ -101,15 +112,22 @@ ddpm_status cudnn_forms_conv2d(const struct conv2d_args *a, const struct cudnn_p
                                    .emb = a->emb,
                                    .residual = a->residual};
     struct cudnn_graph *g = NULL;
-    const bool has_epilogue = a->bias || a->emb || a->residual;
+    const bool has_epilogue = a->bias || a->emb || a->residual, is_compiled = !is_strict(a->x->dtype, rules);
     const bool is_precompiled = !a->emb && !a->residual;
-    if (has_epilogue && (is_precompiled || !is_strict(a->x->dtype, rules))) {
+    const unsigned stats = a->sum ? CUDNN_LEFT_STATS : 0;
+    if (wants_sums(a) && is_compiled) {
+        args.sums = true;
         const ddpm_status s = cudnn_graph_conv(&args, &g);
-        TRY(add_form(out, "fused", 0, s, g));
+        TRY(add_form(out, "sums", 0, s, g));
+        args.sums = false;
+    }
+    if (has_epilogue && (is_precompiled || is_compiled)) {
+        const ddpm_status s = cudnn_graph_conv(&args, &g);
+        TRY(add_form(out, "fused", stats, s, g));
     }
     args.bias = args.emb = args.residual = NULL;
     const ddpm_status s = cudnn_graph_conv(&args, &g);
-    return add_form(out, "plain", has_epilogue ? CUDNN_LEFT_EPILOGUE : 0, s, g);
+    return add_form(out, "plain", stats | (has_epilogue ? CUDNN_LEFT_EPILOGUE : 0), s, g);
 }
 
 ddpm_status cudnn_forms_conv2d_bwd_data(const struct conv2d_bwd_data_args *a, const struct cudnn_plan_rules *rules,
