@@ -55,7 +55,7 @@ sed 's/$/\r/' tiny.yaml >crlf.yaml
 [[ $? == 0 || $? == 78 ]] || fail "CRLF: neither read nor refused"
 head -c 1000000 /dev/zero | tr '\0' x >long.yaml
 expect 78 "long.yaml" "$ddpm" plan long.yaml
-expect 79 "cuda" "$ddpm" plan tiny.yaml --device cuda
+CUDA_VISIBLE_DEVICES='' CUDA_ON_CPU_DEVICES=0 expect 79 "cuda" "$ddpm" plan tiny.yaml --device cuda
 expect 64 "gpu" "$ddpm" plan tiny.yaml --device gpu
 mkdir folder.yaml
 "$ddpm" plan folder.yaml >out 2>err

@@ -3,7 +3,7 @@
  * cudnn_descriptors.cpp   descriptors: create, set, get, finalize, destroy
  * cudnn_checks.cpp        what a descriptor must be to be final
  * cudnn_engines.cpp       which engines a graph has, plans, their text, execution
- * cudnn_run.cpp           a graph by plain loops */
+ * cudnn_run.cpp           a graph by plain loops (cudnn_values.h) */
 #ifndef CUDA_ON_CPU_CUDNN_PARTS_H
 #define CUDA_ON_CPU_CUDNN_PARTS_H
 

@@ -6,7 +6,7 @@
  * own batch and with a batch of 1, in f32 and bf16; every product among the noted calls is turned into the forms it may take
  * (cudnn_forms.h), and each different graph is planned once for each device. Precompiled engines cost milliseconds and are
  * planned for every graph; to list an engine that is compiled at run time takes a tenth of a second, to compile it one or two,
- * so of each such (op, form, precision) the first graph is planned and compiled for every device (of attention, the first of
+ * so of each such (op, form, precision) the first graph is planned and compiled for every chip (of attention, the first of
  * each configuration), and the others are left to their plainest form. Lines have one graph and, for each device, a cell:
  *
  *     engine/workspace/flags       flags: d deterministic, r compiled at run time, c copies a whole tensor into its workspace
@@ -25,7 +25,7 @@
 #include <string.h>
 
 static const char *const devices[] = {"a100", "b200", "h100", "h200"};
-enum { DEVICES = 4, GRAPHS_MAX = 4096, CELL = 64 };
+enum { DEVICES = 4, CHIPS = 3, GRAPHS_MAX = 4096, CELL = 64 }; /* H100 and H200 are one chip */
 
 /* One graph; `op` and `form` as in cudnn_forms.h. */
 struct entry {
@@ -58,7 +58,7 @@ static void stop(const char *what)
 static bool is_compiled_form(const struct cudnn_form *f, ddpm_dtype dtype)
 {
     if (strcmp(f->name, "matmul") == 0) return true;
-    return dtype == DDPM_BF16 && strcmp(f->name, "fused") == 0;
+    return dtype == DDPM_BF16 && (strcmp(f->name, "fused") == 0 || strcmp(f->name, "sums") == 0);
 }
 
 static const char *configuration; /* that is being added */
@@ -159,26 +159,57 @@ static void add_configuration(ddpm_dtype dtype, const char *path)
 
 /* ---- their engines ---- */
 
-static ddpm_status plan_entry(struct entry *e, int device, const struct cudnn_device *d)
+/* `same`: a plan for another GPU of the same chip, or NULL. Where it is by the engine that this GPU's list begins with, it is read
+ * from its text for this one instead of being compiled once more. */
+static ddpm_status plan_of(const struct entry *e, const struct cudnn_device *d, const struct cudnn_plan *same, bool *is_offered,
+                           struct cudnn_plan **out)
 {
     const struct cudnn_plan_rules rules = {.is_deterministic = false};
     struct cudnn_plan_list list;
-    struct cudnn_plan *plan = NULL;
-    char *cell = e->cell[device];
+    struct cudnn_engine_notes first = {.engine = -1};
+    char *text = NULL;
+    *out = NULL;
     ddpm_status s = cudnn_plan_list_best(e->graph, d, &rules, &list);
     if (s) return s;
-    const bool is_offered = list.n > 0;
-    if (is_offered) s = cudnn_plan_first(e->graph, &list, &plan);
+    *is_offered = list.n > 0;
+    if (list.n) s = cudnn_plan_list_notes(&list, 0, &first);
+    if (!s && same && same->is_compiled && same->engine == first.engine) {
+        s = cudnn_plan_to_json(same, &text);
+        if (!s) s = cudnn_plan_from_json(e->graph, d, text, out);
+        free(text);
+    } else if (!s) {
+        s = cudnn_plan_first(e->graph, &list, out);
+    }
     cudnn_plan_list_release(&list);
+    return s;
+}
+
+static ddpm_status plan_entry(struct entry *e, int device, const struct cudnn_device *d, const struct cudnn_plan *same,
+                              struct cudnn_plan **out)
+{
+    char *cell = e->cell[device];
+    bool is_offered = false;
+    const ddpm_status s = plan_of(e, d, same, &is_offered, out);
     if (s) return s;
+    const struct cudnn_plan *plan = *out;
     if (plan)
         snprintf(cell, CELL, "%lld/%zu/%s%s%s", (long long)plan->engine, plan->workspace_bytes, plan->is_deterministic ? "d" : "",
                  plan->is_compiled ? "r" : "", plan->copies_tensor ? "c" : "");
     else
         snprintf(cell, CELL, "%s", is_offered ? "failed" : "none");
     if (plan && plan->is_compiled && device == DEVICES - 1) memcpy(e->kernel, plan->kernel, sizeof e->kernel);
-    cudnn_plan_free(plan);
     return DDPM_OK;
+}
+
+/* The devices that share a chip with the last one come after it. */
+static void plan_chip(struct entry *e, int chip, struct cudnn_device *const d[DEVICES])
+{
+    static const int of_chip[CHIPS][2] = {{0, -1}, {1, -1}, {3, 2}};
+    struct cudnn_plan *plan[2] = {NULL, NULL};
+    for (int i = 0; i < 2 && of_chip[chip][i] >= 0; i++)
+        if (plan_entry(e, of_chip[chip][i], d[of_chip[chip][i]], plan[0], &plan[i])) stop(e->graph->name);
+    for (int i = 0; i < 2; i++)
+        cudnn_plan_free(plan[i]);
 }
 
 static struct cudnn_device *read_device(const char *folder, const char *name)
@@ -203,8 +234,8 @@ static void plan_all(const char *folder)
     for (int i = 0; i < DEVICES; i++)
         d[i] = read_device(folder, devices[i]);
 #pragma omp parallel for schedule(dynamic)
-    for (int i = 0; i < n_entries * DEVICES; i++)
-        if (plan_entry(&entries[i / DEVICES], i % DEVICES, d[i % DEVICES])) stop(entries[i / DEVICES].graph->name);
+    for (int i = 0; i < n_entries * CHIPS; i++)
+        plan_chip(&entries[i / CHIPS], i % CHIPS, d);
     for (int i = 0; i < DEVICES; i++)
         cudnn_device_free(d[i]);
 }
@@ -235,7 +266,8 @@ static void print_table(void)
 int main(int argc, char **argv)
 {
     if (argc == 2 && strcmp(argv[1], "--version") == 0) {
-        puts(planning_cudnn_version());
+        const size_t v = cudnnGetVersion();
+        printf("%zu.%zu.%zu\n", v / 10000, v / 100 % 100, v % 100);
         return 0;
     }
     if (argc < 3) {
