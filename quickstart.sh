@@ -241,7 +241,7 @@ cuda() {
     tests/build/coverage.py build-emulated --least 95 --least-device 90 --list
 
     section "races in shared memory"
-    build races cuda_tests
+    build races op_tests kernels_tests cuda_on_cpu_tests
     run_tests build-races -L "$kernel_tests" -E "$twins"
 
     options=()
