@@ -18,7 +18,7 @@ readonly dataset=/usr/share/datasets/fashion-mnist
 readonly pack=quickstart/fashion-mnist run=quickstart/run config=configs/fashion-mnist.yaml
 # Seconds that the whole schedule may take: its learning rate must have come down for the images to be good, so a slow machine
 # gets a shorter schedule. Training ends at the limit in any case: machines can turn slower while it runs.
-readonly schedule_seconds=360 training_limit=8m least_steps=300
+readonly schedule_seconds=440 training_limit=8m least_steps=300
 
 part=start
 section() {
@@ -179,6 +179,13 @@ sanitizer_environment() {
     export TSAN_OPTIONS=halt_on_error=1:second_deadlock_stack=1
 }
 
+# run_tests BUILD ARGUMENT...: ctest on all cores.
+run_tests() {
+    local folder=$1
+    shift
+    ctest --test-dir "$folder" -j "$(nproc)" --output-on-failure --no-tests=error "$@"
+}
+
 fuzz() {
     local needed=(clang libomp-dev)
     # what -fsanitize=fuzzer links with is a package of its own from LLVM 14 on, in some distributions
@@ -210,10 +217,10 @@ onednn3() {
     fi
     rm -f build-onednn3.log
     cmake -S . -B build-onednn3 -G Ninja -DCMAKE_BUILD_TYPE=Release -DDDPM_CUDA=OFF -DDNNL_ROOT="$PWD/$venv" > /dev/null
-    cmake --build build-onednn3
+    cmake --build build-onednn3 --target op_tests golden_check
     version=$(sed -n 's/^#define DNNL_VERSION_M[A-Z]* //p' "$venv"/include/oneapi/dnnl/dnnl_version.h | paste -sd.)
     echo "oneDNN $version"
-    ctest --test-dir build-onednn3 --output-on-failure --no-tests=error -L 'op|golden'
+    run_tests build-onednn3 -L '^(op|golden)$'
 }
 
 # The kernels' machine code for every GPU, and the kernels themselves, run by tests/cuda_on_cpu.
@@ -222,31 +229,31 @@ cuda() {
     options=("-DCUDAToolkit_ROOT=$(toolkit --compiler)")
     tests/build/kernels.py --nvcc "$(toolkit)/bin/nvcc"
 
-    # Each build runs the blocks' threads in an order of its own; `proofs` has the third.
+    # Kernels and what is about them in three orders of a block's threads; the rest does not depend on it.
     section "CUDA backend on the CPU, under AddressSanitizer and UndefinedBehaviorSanitizer"
     build emulated cuda_tests
-    CUDA_ON_CPU_SCHEDULE=forward ctest --test-dir build-emulated -j 2 --output-on-failure --no-tests=error \
-        -L 'op|kernels|cuda|golden'
+    CUDA_ON_CPU_SCHEDULE=forward run_tests build-emulated -L "$kernel_tests|^(cuda_device|cuda|golden)$"
+    section "the same, reverse order"
+    CUDA_ON_CPU_SCHEDULE=reverse run_tests build-emulated -L "$kernel_tests" -E "$twins"
+    section "the same, random order"
+    CUDA_ON_CPU_SCHEDULE=random run_tests build-emulated -L "$kernel_tests" -E "$twins"
+    section "lines of kernels and of the device layer executed"
+    tests/build/coverage.py build-emulated --least 95 --least-device 90 --list
 
-    section "races in shared memory, reverse order"
-    build races cuda_tests
-    CUDA_ON_CPU_SCHEDULE=reverse ctest --test-dir build-races -j 2 --output-on-failure --no-tests=error \
-        -L 'op|kernels|cuda_on_cpu' -E 'op/test_(attention|conv2d|linear)$|test_far' # twins of kernels/; offsets alone
+    section "races in shared memory"
+    build races op_tests kernels_tests cuda_on_cpu_tests
+    run_tests build-races -L "$kernel_tests" -E "$twins"
 
     options=()
 }
+readonly kernel_tests='^(op|kernels|cuda_on_cpu)$'
+readonly twins='op/test_(attention|conv2d|linear)$|test_far' # run as kernels/NAME too; offsets alone
 
 # Beyond what continuous integration has time for.
 proofs() {
     section "packages"
     install_missing "${build_packages[@]}" "${data_packages[@]}" "${test_packages[@]}"
     options=("-DCUDAToolkit_ROOT=$(toolkit)")
-
-    section "lines of kernels and of the device layer executed, random order"
-    build coverage cuda_tests
-    CUDA_ON_CPU_SCHEDULE=random ctest --test-dir build-coverage -j 2 --output-on-failure --no-tests=error \
-        -L 'op|kernels|cuda_device|golden'
-    tests/build/coverage.py build-coverage --least 95 --least-device 90 --list
 
     # One architecture: the kernels were compiled for all of them above.
     section "CUDA build on a machine without a GPU, cuDNN's plans"
@@ -275,16 +282,16 @@ tests() {
     bash tests/build/headers.sh build
 
     section "tests"
-    ctest --test-dir build --output-on-failure --no-tests=error
+    run_tests build
 
     sanitizer_environment
     section "tests under AddressSanitizer and UndefinedBehaviorSanitizer"
     build asan
-    ctest --test-dir build-asan --output-on-failure --no-tests=error
+    run_tests build-asan
 
     section "threaded parts under ThreadSanitizer"
-    build tsan
-    ctest --test-dir build-tsan --output-on-failure --no-tests=error -R "$tsan_tests"
+    build tsan threads_tests
+    run_tests build-tsan -L threads
 
     cuda
 
@@ -296,7 +303,6 @@ tests() {
 
     section "all passed"
 }
-readonly tsan_tests='dataset|pack|lock|metrics|progress|pool|linear|groupnorm'
 
 case ${1:-} in
 '') images ;;

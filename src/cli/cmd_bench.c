@@ -174,13 +174,12 @@ static ddpm_status run_bench(const struct bench *b, report *r)
                      .sink = cli_sink(b->is_quiet),
                      .stop = cli_stop_flag(),
                      .r = r};
-    TRY(load_config(b, &job.cfg));
-    ddpm_status s = kinds[k].run(&job);
+    commit *file;
+    TRY(report_open_file(b->json, &file));
+    ddpm_status s = load_config(b, &job.cfg);
+    if (!s) s = kinds[k].run(&job);
     ddpm_config_free(&job.cfg);
-    if (!s) s = report_end(r);
-    if (!s && b->json) s = report_write_json(r, b->json);
-    if (!s && !(b->json && strcmp(b->json, "-") == 0)) report_show(r, stdout);
-    return s;
+    return report_finish(r, s, b->json, file);
 }
 
 int cmd_bench(int argc, char **argv)

@@ -68,7 +68,7 @@ static ddpm_status info_run(const struct info *in, report *r)
     if (stat(in->path, &st) != 0) return FAIL_ERRNO("%s: %s", in->path, strerror(errno));
     TRY(S_ISDIR(st.st_mode) ? info_folder(&job) : info_file(&job));
     TRY(report_end(r));
-    if (in->is_json) return report_write_json(r, "-");
+    if (in->is_json) return report_print_json(r);
     report_show(r, stdout);
     return DDPM_OK;
 }

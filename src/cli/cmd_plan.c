@@ -255,7 +255,7 @@ static ddpm_status plan_run(const struct plan *p, ddpm_config *cfg, ddpm_backend
     TRY(ddpm_backend_create(p->device, p->threads, be));
     TRY(ddpm_model_create(*be, &cfg->model, model));
     TRY(report_plan(p, cfg, *model, r));
-    if (p->is_json) return report_write_json(r, "-");
+    if (p->is_json) return report_print_json(r);
     report_show(r, stdout);
     return DDPM_OK;
 }

@@ -181,15 +181,16 @@ static ddpm_status run(struct sample *p, report *r)
     p->job.n_set = p->sets.n;
     p->job.sink = cli_sink(p->is_quiet);
     p->job.stop = cli_stop_flag();
-    TRY(cli_device_create(&p->device, &be));
-    ddpm_status s = ddpm_sample_run(be, &p->job, &done);
-    if (!s) fill_report(r, &done);
-    ddpm_sample_report_free(&done);
-    ddpm_backend_free(be);
-    if (!s) s = report_end(r);
-    if (!s && p->json) s = report_write_json(r, p->json);
-    if (!s && !(p->json && strcmp(p->json, "-") == 0)) report_show(r, stdout);
-    return s;
+    commit *file;
+    TRY(report_open_file(p->json, &file));
+    ddpm_status s = cli_device_create(&p->device, &be);
+    if (!s) {
+        s = ddpm_sample_run(be, &p->job, &done);
+        if (!s) fill_report(r, &done);
+        ddpm_sample_report_free(&done);
+        ddpm_backend_free(be);
+    }
+    return report_finish(r, s, p->json, file);
 }
 
 int cmd_sample(int argc, char **argv)

@@ -152,7 +152,7 @@ static ddpm_status print_json(const struct train *t, const ddpm_run_report *done
     report_real(&r, "time_to_first_step_s", done->seconds_to_first_step);
     report_text(&r, "checkpoint", "%s", done->checkpoint ? done->checkpoint : "");
     ddpm_status s = report_end(&r);
-    if (!s) s = report_write_json(&r, "-");
+    if (!s) s = report_print_json(&r);
     report_release(&r);
     return s;
 }

@@ -231,21 +231,50 @@ void report_show(const report *r, FILE *out)
     show_object(r->at[0], 0, out);
 }
 
-ddpm_status report_write_json(const report *r, const char *path)
+static ddpm_status json_text(const report *r, char **out)
 {
     TRY(report_end(r));
-    char *text = json_dumps(r->at[0], JSON_INDENT(2) | JSON_REAL_PRECISION(10));
-    REQUIRE(text, NOMEM, "the JSON of the figures does not fit into memory");
-    ddpm_status s = DDPM_OK;
-    if (strcmp(path, "-") == 0) {
-        puts(text);
-    } else {
-        text_buffer file = {0};
-        text_add(&file, "%s\n", text);
-        s = file.failed ? FAIL(NOMEM, "%s: %zu bytes of JSON", path, strlen(text))
-                        : commit_bytes(path, file.data, file.used);
-        text_release(&file);
-    }
+    *out = json_dumps(r->at[0], JSON_INDENT(2) | JSON_REAL_PRECISION(10));
+    REQUIRE(*out, NOMEM, "the JSON of the figures does not fit into memory");
+    return DDPM_OK;
+}
+
+ddpm_status report_print_json(const report *r)
+{
+    char *text;
+    TRY(json_text(r, &text));
+    puts(text);
     free(text);
-    return s;
+    return DDPM_OK;
+}
+
+ddpm_status report_open_file(const char *path, commit **out)
+{
+    *out = NULL;
+    return path && strcmp(path, "-") != 0 ? commit_begin(path, 0, out) : DDPM_OK;
+}
+
+static ddpm_status write_json(const report *r, commit **file)
+{
+    char *text;
+    TRY(json_text(r, &text));
+    ddpm_status s = commit_write(*file, text, strlen(text));
+    if (!s) s = commit_write(*file, "\n", 1);
+    free(text);
+    TRY(s);
+    commit *whole = *file;
+    *file = NULL;
+    return commit_finish(whole, NULL, NULL);
+}
+
+ddpm_status report_finish(const report *r, ddpm_status s, const char *path, commit *file)
+{
+    const bool on_screen = path && !file;
+    if (!s) s = report_end(r);
+    if (!s && file) s = write_json(r, &file);
+    commit_abandon(file);
+    TRY(s);
+    if (on_screen) return report_print_json(r);
+    report_show(r, stdout);
+    return DDPM_OK;
 }

@@ -8,6 +8,8 @@
 
 #include "ddpm/status.h"
 
+#include "commit.h"
+
 #include <stdbool.h>
 #include <stdint.h>
 #include <stdio.h>
@@ -41,7 +43,14 @@ void report_close(report *r);
 ddpm_status report_end(const report *r);
 /* For eyes: figures, then objects and tables below their names. */
 void report_show(const report *r, FILE *out);
-/* path "-": stdout; else a file, whole or not at all. CANTCREAT, PERM, IO, NOMEM. */
-ddpm_status report_write_json(const report *r, const char *path);
+/* Onto the screen, as JSON. NOMEM. */
+ddpm_status report_print_json(const report *r);
+
+/* For commands with `--json FILE|-`: the file is opened before the work whose figures it will hold, so that a place that
+ * cannot be written to shows at once. path NULL or "-": *out is NULL. CANTCREAT, PERM, IO, NOMEM. */
+ddpm_status report_open_file(const char *path, commit **out);
+/* After the work ended with `s`: JSON into `file`, whole or not at all, or onto the screen (path "-"); else, and beside a
+ * file, the figures for eyes. Frees file; where s is a failure, that is all and s is returned. */
+ddpm_status report_finish(const report *r, ddpm_status s, const char *path, commit *file);
 
 #endif

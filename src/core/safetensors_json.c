@@ -33,8 +33,10 @@ static ddpm_status bad_header(size_t at, const char *what)
 
 static void skip_space(cursor *c)
 {
-    while (c->at < c->bytes && strchr(" \t\r\n", c->text[c->at]) && c->text[c->at])
-        c->at++;
+    for (; c->at < c->bytes; c->at++) {
+        const char byte = c->text[c->at];
+        if (byte != ' ' && byte != '\t' && byte != '\r' && byte != '\n') return;
+    }
 }
 
 static bool accept(cursor *c, char wanted)
@@ -106,6 +108,15 @@ static ddpm_status read_escape(cursor *c, char *dst, size_t *used)
     return DDPM_OK;
 }
 
+/* How many bytes from c->at on stand for themselves: printable ASCII but for quote and backslash. */
+static size_t plain_run(const cursor *c)
+{
+    size_t at = c->at;
+    while (at < c->bytes && (unsigned char)(c->text[at] - ' ') < 0x5F && c->text[at] != '"' && c->text[at] != '\\')
+        at++;
+    return at - c->at;
+}
+
 /* A string of at most `limit` bytes; *out points into the text, NUL-terminated. */
 static ddpm_status read_string(cursor *c, size_t limit, char **out)
 {
@@ -119,9 +130,10 @@ static ddpm_status read_string(cursor *c, size_t limit, char **out)
             continue;
         }
         if (byte < 0x20) return BAD(c, "a control character inside a string");
-        const unsigned n = utf8_step(c->text + c->at, c->bytes - c->at);
+        size_t n = plain_run(c);
+        if (n == 0) n = utf8_step(c->text + c->at, c->bytes - c->at);
         if (n == 0) return BAD(c, "not valid UTF-8");
-        memmove(dst + used, c->text + c->at, n);
+        if (dst + used != c->text + c->at) memmove(dst + used, c->text + c->at, n);
         used += n;
         c->at += n;
     }

@@ -253,8 +253,8 @@ class Build:
 
     def run(self, test, schedule, seconds, mutant=None, seen=None, races=False):
         """None when the test passes, else how it failed."""
-        environment = {**os.environ, "DDPM_TEST_DEVICE": "cuda", "DDPM_SYNC": "1", "CUDA_ON_CPU_SCHEDULE": schedule,
-                       "OMP_NUM_THREADS": "1"}
+        environment = {**os.environ, "DDPM_TEST_DEVICE": "cuda", "DDPM_SYNC": "1", "DDPM_LIBRARIES": "0", "DDPM_CACHE": "",
+                       "CUDA_ON_CPU_SCHEDULE": schedule, "OMP_NUM_THREADS": "1"}
         environment.update({"MUTANT": str(mutant)} if mutant is not None else {})
         environment.update({"MUTANTS_SEEN": seen} if seen else {})
 

@@ -1,6 +1,8 @@
 # `ddpm bench`: figures that belong together, under the same names on screen and in the file.
 source "$(dirname "$0")/common.bash"
 make_config tiny.yaml
+peaks=() # a sanitized build takes a minute for the products that the machine's peak is measured by
+! is_sanitized || peaks=(--no-peak)
 
 same_names() { # same_names JSON SCREEN
     sed -n 's/^ *"\([a-z0-9_]*\)":.*/\1/p' "$1" | sort -u >names
@@ -11,7 +13,7 @@ same_names() { # same_names JSON SCREEN
 
 export TMPDIR=$work/tmp
 mkdir "$TMPDIR"
-"$ddpm" bench train tiny.yaml --batch 4 --repeats 5 --warmup 1 --profile --json train.json >screen 2>err || fail "bench train"
+"$ddpm" bench train tiny.yaml --batch 4 --repeats 5 --warmup 1 --profile "${peaks[@]}" --json train.json >screen 2>err || fail "bench train"
 same_names train.json screen
 [[ -z $(ls "$TMPDIR") ]] || fail "left in the temporary folder: $(ls "$TMPDIR")"
 for name in parameters batch step_median_ms step_p99_ms images_per_s gflop_per_s share_of_peak backend_peak_bytes \
@@ -21,7 +23,8 @@ done
 [[ $(figure batch train.json) == 4 && $(figure repeats train.json) == 5 ]] || fail "options are not heeded"
 less "$(figure step_median_ms train.json)" "$(figure step_p99_ms train.json)" ||
     [[ $(figure step_median_ms train.json) == "$(figure step_p99_ms train.json)" ]] || fail "p99 below the median"
-less 0 "$(figure images_per_s train.json)" && less "$(figure share_of_peak train.json)" 1.05 || fail "impossible figures"
+less 0 "$(figure images_per_s train.json)" || fail "impossible figures"
+is_sanitized || less "$(figure share_of_peak train.json)" 1.05 || fail "faster than the machine"
 grep -q '"op": "conv2d"' train.json || fail "no table of time by op"
 
 "$ddpm" bench sample tiny.yaml --batch 2 --repeats 2 --warmup 0 --steps 4 --no-peak --json sample.json >screen 2>err || fail "bench sample"

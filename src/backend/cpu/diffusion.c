@@ -73,6 +73,13 @@ static void cut_source(struct source *s)
     s->runs = cpu_ceil_div(s->size, RUN);
 }
 
+/* The part of either op's arguments that a source is. */
+#define SOURCE_OF(a)                                                                                 \
+    {                                                                                                \
+        .x0 = (a)->x0, .eps = (a)->eps, .flip = (a)->flip, .state = (a)->state, .index = (a)->index, \
+        .purpose = (a)->purpose, .use_step = (a)->use_step                                           \
+    }
+
 /* ---- q_sample ---- */
 
 struct q_sample {
@@ -106,16 +113,7 @@ static void q_sample_task(void *context, int64_t task, int thread)
 
 ddpm_status cpu_q_sample(ddpm_backend *be, const struct q_sample_args *a)
 {
-    struct q_sample q = {.source = {.x0 = a->x0,
-                                    .eps = a->eps,
-                                    .flip = a->flip,
-                                    .state = a->state,
-                                    .index = a->index,
-                                    .purpose = a->purpose,
-                                    .use_step = a->use_step},
-                         .t = a->t,
-                         .coef = a->coef,
-                         .xt = a->xt->data};
+    struct q_sample q = {.source = SOURCE_OF(a), .t = a->t, .coef = a->coef, .xt = a->xt->data};
     cut_source(&q.source);
     if (!cpu_is_measuring(be)) cpu_run(be, a->x0->dim[0] * q.source.runs, q_sample_task, &q);
     return DDPM_OK;
@@ -188,14 +186,7 @@ static void add_quartiles(const struct diffusion_loss_args *a)
 
 ddpm_status cpu_diffusion_loss(ddpm_backend *be, const struct diffusion_loss_args *a)
 {
-    struct diffusion_loss l = {.source = {.x0 = a->x0,
-                                          .eps = a->eps,
-                                          .flip = a->flip,
-                                          .state = a->state,
-                                          .index = a->index,
-                                          .purpose = a->purpose,
-                                          .use_step = a->use_step},
-                               .args = a};
+    struct diffusion_loss l = {.source = SOURCE_OF(a), .args = a};
     cut_source(&l.source);
     const int64_t images = a->x0->dim[0], runs = l.source.runs;
     void *part;
