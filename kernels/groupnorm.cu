@@ -444,20 +444,21 @@ static const float *floats_of(const ddpm_tensor *t)
 
 /* stats of sliced images: from what was given, else from x. */
 template <class T, int VEC>
-static cudaError_t launch_stats(cudaStream_t stream, const groupnorm_args *a, const norm_call<T> &call, float *part, float *stats)
+static cudaError_t launch_stats(cudaStream_t stream, const groupnorm_args *a, const norm_call<T> &call, float *part,
+                                float *stats)
 {
     const norm_shape &s = call.shape;
     if (a->sum1 && (a->sum2 || !a->x2)) {
         const norm_given given = {floats_of(a->sum1), floats_of(a->square1), floats_of(a->sum2), floats_of(a->square2)};
-        return launch_kernel(groupnorm_given_kernel, dim3(grid_for(s.n * s.groups, MERGE_THREADS / 32)), dim3(MERGE_THREADS), 0,
-                             stream, s, given, a->eps, stats);
+        const dim3 grid(grid_for(s.n * s.groups, MERGE_THREADS / 32));
+        return launch_kernel(groupnorm_given_kernel, grid, dim3(MERGE_THREADS), 0, stream, s, given, a->eps, stats);
     }
     const norm_slices cut = norm_slices_of(s, VEC, SLICE_THREADS);
-    const cudaError_t e = launch_kernel(groupnorm_sums_kernel<T, VEC>, dim3(grid_for(cut.items, 1)), dim3(SLICE_THREADS), 0, stream,
-                                        call, cut, part);
+    const cudaError_t e = launch_kernel(groupnorm_sums_kernel<T, VEC>, dim3(grid_for(cut.items, 1)), dim3(SLICE_THREADS), 0,
+                                        stream, call, cut, part);
     if (e != cudaSuccess) return e;
-    return launch_kernel(groupnorm_merge_kernel, dim3(grid_for(s.n * s.groups, 1)), dim3(MERGE_THREADS), 0, stream, s, cut.pixels,
-                         cut.per_image, part, a->eps, stats);
+    return launch_kernel(groupnorm_merge_kernel, dim3(grid_for(s.n * s.groups, 1)), dim3(MERGE_THREADS), 0, stream, s,
+                         cut.pixels, cut.per_image, part, a->eps, stats);
 }
 
 template <class T, int VEC> static cudaError_t launch_vec(cudaStream_t stream, const groupnorm_args *a, float *part)

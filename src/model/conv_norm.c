@@ -51,9 +51,10 @@ ddpm_status norm_forward(ddpm_model *m, const struct norm *n, int x1, int x2, bo
 {
     const struct norm_sums s = norm_sums_of(m, x1, x2);
     RUN(m, groupnorm, .x1 = model_use(m, x1), .x2 = model_use(m, x2), .sum1 = s.sum1,
-        .square1 = s.square1, .sum2 = s.sum2, .square2 = s.square2, .gamma = model_weight(m, n->gamma), .beta = model_weight(m, n->beta),
-        .groups = (int)m->cfg.norm_groups, .eps = (float)m->cfg.norm_eps, .silu = silu,
-        .stats = model_use(m, n->stats), .y = model_use(m, y));
+        .square1 = s.square1, .sum2 = s.sum2, .square2 = s.square2,
+        .gamma = model_weight(m, n->gamma), .beta = model_weight(m, n->beta), .groups = (int)m->cfg.norm_groups,
+        .eps = (float)m->cfg.norm_eps, .silu = silu, .stats = model_use(m, n->stats),
+        .y = model_use(m, y));
     return DDPM_OK;
 }
 
