@@ -9,6 +9,7 @@
 
 #include "backend_internal.h"
 #include "fail.h"
+#include "views.h"
 
 #include <stdarg.h>
 #include <stdio.h>
@@ -36,21 +37,13 @@ static void add_text(struct describing *d, const char *format, ...)
         d->used += (size_t)n;
 }
 
-static bool is_dense(const ddpm_tensor *t)
-{
-    int64_t stride = 1;
-    for (int i = t->rank; i-- > 0; stride *= t->dim[i])
-        if (t->stride[i] != stride && t->dim[i] != 1) return false;
-    return true;
-}
-
 static void add_tensor(struct describing *d, const char *name, const ddpm_tensor *t)
 {
     static const char *const dtypes[] = {"f32", "bf16", "u8", "i32", "i64"};
     add_text(d, "%s%s ", d->used ? " " : "", name);
     for (int i = 0; i < t->rank; i++)
         add_text(d, "%s%lld", i ? "x" : "", (long long)t->dim[i]);
-    for (int i = 0; !is_dense(t) && i < t->rank; i++)
+    for (int i = 0; !view_is_dense(t) && i < t->rank; i++)
         add_text(d, "%c%lld", i ? ',' : '/', (long long)t->stride[i]);
     if (t->dtype != DDPM_F32) add_text(d, ":%s", dtypes[t->dtype]);
 }

@@ -50,7 +50,6 @@ static bool matrices_of_conv(const void *args, struct matmul_shape *m, unsigned 
     if (adds_bias) m->bias_uid = CUDNN_UID_BIAS;
     if (adds_residual) m->residual_uid = CUDNN_UID_RESIDUAL;
     *left = a->emb || (a->bias && !adds_bias) || (a->residual && !adds_residual) ? CUDNN_LEFT_EPILOGUE : 0;
-    if (a->sum) *left |= CUDNN_LEFT_STATS;
     return pixels(a->x, &m->a) && pixels(a->y, &m->c);
 }
 

@@ -289,10 +289,9 @@ static cudaError_t add_rounded(cudaStream_t stream, const ddpm_tensor *dw, const
     return e ? e : launch_add(stream, &(struct add_args){.a = &sum, .b = &more, .y = &sum}, NULL);
 }
 
-/* Whether this way of a convolution writes sum and square. */
-static bool gives_sums(const struct product_way *way, const struct conv2d_args *a)
+bool product_gives_sums(const struct product_way *way)
 {
-    return a->sum && !(way->left & CUDNN_LEFT_STATS);
+    return way->plan && strcmp(way->form, CUDNN_FORM_SUMS) == 0;
 }
 
 /* Engines may add to what is there: what they are documented to do about it is nothing. */
@@ -305,7 +304,7 @@ static cudaError_t clear_sums(cudaStream_t stream, const struct conv2d_args *a)
 static ddpm_status run_conv(struct products *all, const struct product *p, const struct product_way *way,
                             const struct conv2d_args *a, struct pointers *at, cudaStream_t stream, unsigned char *scratch)
 {
-    if (gives_sums(way, a)) TRY(cuda_check(all->be, "conv2d", clear_sums(stream, a)));
+    if (product_gives_sums(way)) TRY(cuda_check(all->be, "conv2d", clear_sums(stream, a)));
     if (!(way->left & CUDNN_LEFT_EPILOGUE)) return run_engine(all, way, at, stream, scratch);
     ddpm_tensor kept;
     struct conv2d_args rest = *a;
@@ -417,7 +416,7 @@ static ddpm_status settle(struct products *all)
 
 static void tell_sums(const struct product_way *way, const struct conv2d_args *a)
 {
-    if (gives_sums(way, a)) *a->has_sums = true;
+    if (product_gives_sums(way)) *a->has_sums = true;
 }
 
 /* Done where all entries of the call are there and take it. */
