@@ -173,7 +173,7 @@ static ddpm_status open_data(ddpm_trainer *t)
             "data.pack is empty: name a pack made by `ddpm pack`");
     const ddpm_dataset_options options = {
         .validation = c->data.validation,
-        .memory_bytes = c->data.memory_mib << 20,
+        .memory_bytes = c->data.memory_mib ? c->data.memory_mib << 20 : -1,
         .threads = (int)c->data.threads,
         .batch = t->batch,
         .seed = (uint64_t)c->train.seed,
