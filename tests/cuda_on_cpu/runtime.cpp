@@ -17,7 +17,7 @@ static bool failure_sticks;
 static thread_local cudaError_t last_error = cudaSuccess;
 static thread_local int device = 0;
 
-static int number_from_environment(const char *name, int otherwise)
+int number_from_environment(const char *name, int otherwise)
 {
     const char *text = getenv(name);
     return text && *text ? atoi(text) : otherwise;
