@@ -4,13 +4,16 @@
  * Held       small images, up to 32x32 where groups are not too wide: one kernel. Values stay in shared memory; their
  *            mean, then the squares of their distances from it, then the line of each channel.
  * Sliced     other images: sums of a slice about its first pixel, for each channel; one block per image and group
- *            merges them by Chan's rule in double; the last kernel applies lines, from the last image to the first,
+ *            merges them by Chan's rule in double; where the convolution before has left sums of the whole image, those
+ *            are merged instead and x is not read for them; the last kernel applies lines, from the last image to the first,
  *            because what was read last is still in cache.
  * Resampled  as sliced, whatever the size: a thread has a pixel of the smaller of x and y, and its four of the larger.
  * Precision  nothing cancels, whatever the mean: sums are of differences from a value of the same channel (held: of the
  *            same group and thread), short and in f32; they meet in double. A first pixel that is far out costs at most
  *            its slice's pixels times f32's rounding: it is one of the values, and so part of the variance.
- * Cost       bytes per value, bf16: held 4 (2 read, 2 written), the least possible; sliced 6, and 12 per channel and
+ *            Sums from outside are about 0: var = E[x^2] - mean^2, in double, of f32 sums.
+ * Cost       bytes per value, bf16: held 4 (2 read, 2 written), the least possible, also with sums from outside; sliced 6,
+ *            and 12 per channel and
  *            slice for sums, at most 5 % of a read. Resampled, per value of x: 12 to four pixels, 4.5 to a quarter;
  *            with an op of its own for that 14 (held) or 16, and 6.5 or 8.5.
  * Rejected   E[x^2] - E[x]^2 (useless at mean 1000); blocks of one image that wait for each other (no promise that all
@@ -96,6 +99,35 @@ groupnorm_merge_kernel(norm_shape s, int64_t slice_pixels, int64_t slices, const
         if (threadIdx.x == 0) {
             stats[2 * item] = (float)mean;
             stats[2 * item + 1] = (float)(1.0 / sqrt((square < 0 ? 0 : square) + (double)eps));
+        }
+    }
+}
+
+/* sum and square [N,C] of a source, from outside. */
+struct norm_given {
+    const float *sum1, *square1, *sum2, *square2;
+};
+
+/* Mean and variance of a group from the sums of its channels over the whole image. A warp a group. */
+__global__ void __launch_bounds__(MERGE_THREADS)
+groupnorm_given_kernel(norm_shape s, norm_given given, float eps, float *stats)
+{
+    const double all = (double)(s.pixels * s.group);
+    const int64_t warps = (int64_t)gridDim.x * (MERGE_THREADS / 32);
+    const int lane = (int)threadIdx.x % 32;
+    for (int64_t item = blockIdx.x * (MERGE_THREADS / 32) + threadIdx.x / 32; item < s.n * s.groups; item += warps) {
+        const int64_t n = item / s.groups, first = item % s.groups * s.group;
+        double sum = 0, square = 0;
+        for (int64_t i = first + lane; i < first + s.group; i += 32) {
+            const bool is_first = i < s.c1;
+            const int64_t at = is_first ? n * s.c1 + i : n * s.c2 + i - s.c1;
+            sum += (double)(is_first ? given.sum1 : given.sum2)[at];
+            square += (double)(is_first ? given.square1 : given.square2)[at];
+        }
+        const double mean = warp_sum(sum) / all, variance = warp_sum(square) / all - mean * mean;
+        if (lane == 0) {
+            stats[2 * item] = (float)mean;
+            stats[2 * item + 1] = (float)(1.0 / sqrt((variance < 0 ? 0 : variance) + (double)eps));
         }
     }
 }
@@ -405,6 +437,30 @@ static cudaError_t launch_apply(cudaStream_t stream, const norm_call<T> &call, c
     return launch_kernel(groupnorm_resample_kernel<T, VEC>, grid, block, 0, stream, call, s, cut, stats, y);
 }
 
+static const float *floats_of(const ddpm_tensor *t)
+{
+    return t ? static_cast<const float *>(t->data) : nullptr;
+}
+
+/* stats of sliced images: from what was given, else from x. */
+template <class T, int VEC>
+static cudaError_t launch_stats(cudaStream_t stream, const groupnorm_args *a, const norm_call<T> &call, float *part,
+                                float *stats)
+{
+    const norm_shape &s = call.shape;
+    if (a->sum1 && (a->sum2 || !a->x2)) {
+        const norm_given given = {floats_of(a->sum1), floats_of(a->square1), floats_of(a->sum2), floats_of(a->square2)};
+        const dim3 grid(grid_for(s.n * s.groups, MERGE_THREADS / 32));
+        return launch_kernel(groupnorm_given_kernel, grid, dim3(MERGE_THREADS), 0, stream, s, given, a->eps, stats);
+    }
+    const norm_slices cut = norm_slices_of(s, VEC, SLICE_THREADS);
+    const cudaError_t e = launch_kernel(groupnorm_sums_kernel<T, VEC>, dim3(grid_for(cut.items, 1)), dim3(SLICE_THREADS), 0,
+                                        stream, call, cut, part);
+    if (e != cudaSuccess) return e;
+    return launch_kernel(groupnorm_merge_kernel, dim3(grid_for(s.n * s.groups, 1)), dim3(MERGE_THREADS), 0, stream, s,
+                         cut.pixels, cut.per_image, part, a->eps, stats);
+}
+
 template <class T, int VEC> static cudaError_t launch_vec(cudaStream_t stream, const groupnorm_args *a, float *part)
 {
     const norm_call<T> call = norm_call_of<T>(a);
@@ -420,15 +476,8 @@ template <class T, int VEC> static cudaError_t launch_vec(cudaStream_t stream, c
         return launch_kernel(groupnorm_held_kernel<T, VEC>, dim3(grid_for(held.items, 1)), dim3((unsigned)held.threads),
                              (size_t)held.bytes, stream, call, held, bits, a->eps, stats, y);
     }
-    const norm_slices cut = norm_slices_of(s, VEC, SLICE_THREADS);
-    const dim3 grid(grid_for(cut.items, 1)), block(SLICE_THREADS);
-    cudaError_t e = launch_kernel(groupnorm_sums_kernel<T, VEC>, grid, block, 0, stream, call, cut, part);
-    if (e == cudaSuccess)
-        e = launch_kernel(groupnorm_merge_kernel, dim3(grid_for(s.n * s.groups, 1)), dim3(MERGE_THREADS), 0, stream, s,
-                          cut.pixels, cut.per_image, part, a->eps, stats);
-    if (e == cudaSuccess)
-        e = launch_apply<T, VEC>(stream, call, stats, y);
-    return e;
+    const cudaError_t e = launch_stats<T, VEC>(stream, a, call, part, stats);
+    return e == cudaSuccess ? launch_apply<T, VEC>(stream, call, stats, y) : e;
 }
 
 template <class T> static cudaError_t launch_typed(cudaStream_t stream, const groupnorm_args *a, float *part)

@@ -31,7 +31,8 @@ typedef struct {
     json_t *setting;    /* the metadata's "case" */
     json_t *zero;       /* array of keys, or NULL */
     json_t *ill;        /* array of weights left out, or NULL */
-    double limit;
+    double limit;    /* the file's; golden_limit has what holds */
+    double enlarged; /* what makes the tensor at hand of another, and its error with it: 1, but in samplers */
     int precision; /* enum ddpm_precision: of networks */
     double largest_gradient; /* of all g.*; negative until it is needed */
     bool is_quiet;           /* only failures are printed per tensor */
@@ -84,6 +85,8 @@ bool golden_listed(const json_t *list, const char *name);
 
 /* ---- comparison ---- */
 ddpm_status golden_compare(golden *g, const char *key, const ddpm_tensor *t);
+/* The largest error allowed to a tensor. */
+double golden_limit(const golden *g, const char *key);
 /* Host values in the file's own order. */
 ddpm_status golden_compare_f32(golden *g, const char *key, const float *values, int64_t count);
 ddpm_status golden_compare_f64(golden *g, const char *key, const double *values, int64_t count,

@@ -157,10 +157,10 @@ static ddpm_status trace_step(golden *g, struct trace *r, int64_t step)
                                                                 .x0_hat = &r->x0_hat}));
     if (golden_has(g, "out.pred_x0")) {
         /* x0_hat = (x - sqrt(1 - abar) eps) / sqrt(abar) enlarges what eps is off in bf16 */
-        const double abar = r->schedule->abar[r->from[step] + 1], limit = g->limit;
-        if (g->precision == DDPM_PRECISION_BF16) g->limit *= fmax(1, sqrt((1 - abar) / abar));
+        const double abar = r->schedule->abar[r->from[step] + 1];
+        g->enlarged = fmax(1, sqrt((1 - abar) / abar));
         const ddpm_status s = compare_step(g, "out.pred_x0", step, &r->x0_hat);
-        g->limit = limit;
+        g->enlarged = 1;
         TRY(s);
     }
     return compare_step(g, "out.x", step + 1, &r->x);

@@ -59,8 +59,14 @@ ddpm_status expect_groupnorm(const ddpm_backend *be, const struct groupnorm_args
     const char *op = "groupnorm";
     TRY(expect_norm(be, op, a->x1, a->x2, a->gamma, a->beta, a->scale, a->shift, a->groups,
                     a->resample, a->dropout, a->state && a->index));
-    const int64_t *dim = a->x1->dim;
+    const int64_t *dim = a->x1->dim, c2 = a->x2 ? a->x2->dim[3] : 0;
     OP_EXPECT(be, op, a->stats, DDPM_F32, OP_DENSE, dim[0], a->groups, 2);
+    OP_EXPECT_OR_NULL(be, op, a->sum1, DDPM_F32, OP_DENSE, dim[0], dim[3]);
+    OP_EXPECT_OR_NULL(be, op, a->square1, DDPM_F32, OP_DENSE, dim[0], dim[3]);
+    OP_EXPECT_OR_NULL(be, op, a->sum2, DDPM_F32, OP_DENSE, dim[0], c2);
+    OP_EXPECT_OR_NULL(be, op, a->square2, DDPM_F32, OP_DENSE, dim[0], c2);
+    REQUIRE(!a->sum1 == !a->square1 && !a->sum2 == !a->square2, SHAPE,
+            "%s: sums without squares, or squares without sums", op);
     return expect_resampled(be, op, "y", a->y, a->x1, a->gamma->dim[0], a->resample);
 }
 

@@ -63,6 +63,10 @@ ddpm_status expect_conv2d(const ddpm_backend *be, const struct conv2d_args *a)
     OP_EXPECT_OR_NULL(be, op, a->bias, DDPM_F32, OP_DENSE, k);
     OP_EXPECT_OR_NULL(be, op, a->emb, DDPM_F32, OP_VIEW, n, k);
     if (a->residual) OP_EXPECT_LIKE(be, op, a->residual, dtype, a->y);
+    OP_EXPECT_OR_NULL(be, op, a->sum, DDPM_F32, OP_DENSE, n, k);
+    OP_EXPECT_OR_NULL(be, op, a->square, DDPM_F32, OP_DENSE, n, k);
+    REQUIRE(!a->sum == !a->square && !a->sum == !a->has_sums, SHAPE,
+            "%s: sum, square and has_sums go together", op);
     return DDPM_OK;
 }
 

@@ -60,11 +60,16 @@ struct step_state {
  *   residual  [N,Ho,Wo,K] or NULL; may be y itself
  *   stride    1 or 2; pads 0..2; Ho = (H + pad_top + pad_bottom - kh) / stride + 1
  *   y         [N,Ho,Wo,K]
+ *   sum, square  [N,K] both or NULL: room for the sums over pixels of y, as it is stored, and of its
+ *             squares. A backend whose product gives them on the way writes them and sets
+ *             *has_sums, on the host, at the call (in a recording: for every launch of it); else,
+ *             and while measuring, it leaves all three alone
  * No extent is above 2^31 - 1. */
 struct conv2d_args {
     const ddpm_tensor *x, *w, *bias, *emb, *residual;
     int stride, pad_top, pad_left, pad_bottom, pad_right;
-    ddpm_tensor *y;
+    ddpm_tensor *y, *sum, *square;
+    bool *has_sums;
 };
 /* dx = the transpose of conv2d in x applied to dy; with accumulate, dx +=.
  *   dx        [N,H,W,C] view */
@@ -123,10 +128,14 @@ enum norm_resample { NORM_SAME, NORM_UP2, NORM_MEAN2 };
  *   y         [N,H,W,C1+C2]; may be x1 when x2 is NULL
  *             with NORM_UP2 [N,2H,2W,C1+C2], with NORM_MEAN2 [N,H/2,W/2,C1+C2], H and W even: as
  *             upsample2 or avgpool2 of the former, rounded once; then not x1, and no dropout
+ *   sum1, square1  [N,C1] both or NULL: sums of x1 over pixels and of its squares, by whoever made
+ *             x1; sum2, square2 [N,C2] the same of x2, both or NULL. Where they are there for every
+ *             source a backend may take the statistics from them
  * Statistics by a two-pass or shifted sum: as good for a mean of 1000 and a deviation of 1 as for a
- * mean of 0. */
+ * mean of 0. From given sums: var = sum x^2 / n - mean^2, whose error is 1e-7 (mean^2 + var). */
 struct groupnorm_args {
     const ddpm_tensor *x1, *x2, *gamma, *beta, *scale, *shift;
+    const ddpm_tensor *sum1, *square1, *sum2, *square2;
     int groups;
     float eps;
     bool silu;

@@ -9,6 +9,7 @@
 
 #include "backend_internal.h"
 #include "fail.h"
+#include "views.h"
 
 #include <stdarg.h>
 #include <stdio.h>
@@ -36,21 +37,13 @@ static void add_text(struct describing *d, const char *format, ...)
         d->used += (size_t)n;
 }
 
-static bool is_dense(const ddpm_tensor *t)
-{
-    int64_t stride = 1;
-    for (int i = t->rank; i-- > 0; stride *= t->dim[i])
-        if (t->stride[i] != stride && t->dim[i] != 1) return false;
-    return true;
-}
-
 static void add_tensor(struct describing *d, const char *name, const ddpm_tensor *t)
 {
     static const char *const dtypes[] = {"f32", "bf16", "u8", "i32", "i64"};
     add_text(d, "%s%s ", d->used ? " " : "", name);
     for (int i = 0; i < t->rank; i++)
         add_text(d, "%s%lld", i ? "x" : "", (long long)t->dim[i]);
-    for (int i = 0; !is_dense(t) && i < t->rank; i++)
+    for (int i = 0; !view_is_dense(t) && i < t->rank; i++)
         add_text(d, "%c%lld", i ? ',' : '/', (long long)t->stride[i]);
     if (t->dtype != DDPM_F32) add_text(d, ":%s", dtypes[t->dtype]);
 }
@@ -94,12 +87,13 @@ static void note_number(struct describing *d, const char *name, double value)
     }
 
 /* clang-format off */
-OP(conv2d, IN(x), IN(w), IN(bias), IN(emb), IN(residual), OUT(y), PADS)
+OP(conv2d, IN(x), IN(w), IN(bias), IN(emb), IN(residual), OUT(y), OUT(sum), OUT(square), PADS, a->has_sums = NULL)
 OP(conv2d_bwd_data, IN(dy), IN(w), MAYBE_ADDED(dx, a->accumulate), PADS, NUMBER(accumulate))
 OP(conv2d_bwd_filter, IN(x), IN(dy), ADDED(dw), ADDED(db), OUT(demb), PADS)
 OP(linear, IN(x), IN(w), IN(bias), OUT(y))
 OP(linear_bwd, IN(x), IN(w), IN(dy), MAYBE_ADDED(dx, a->accumulate), ADDED(dw), ADDED(db), NUMBER(accumulate))
-OP(groupnorm, IN(x1), IN(x2), IN(gamma), IN(beta), IN(scale), IN(shift), OUT(y), OUT(stats),
+OP(groupnorm, IN(x1), IN(x2), IN(gamma), IN(beta), IN(scale), IN(shift), IN(sum1), IN(square1), IN(sum2),
+   IN(square2), OUT(y), OUT(stats),
    NUMBER(groups), NUMBER(silu), NUMBER(dropout), NUMBER(resample))
 OP(groupnorm_bwd, IN(dy), IN(x1), IN(x2), IN(gamma), IN(beta), IN(scale), IN(shift), IN(stats), IN(add1),
    IN(add2), OUT(dx1), OUT(dx2), ADDED(dgamma), ADDED(dbeta), OUT(dscale), OUT(dshift),

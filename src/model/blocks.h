@@ -49,6 +49,8 @@ struct slot {
     int parent;           /* -1, or the slot this is a view of */
     int64_t view_offset;  /* elements from the parent's data */
     int first, last;      /* clock of first and last use; first = -1: unused */
+    int sum, square;      /* slots of conv2d's by-products, NO_SLOT without */
+    bool has_sums;        /* they were written in the pass at hand */
     size_t offset, bytes; /* in the step block, for max_batch */
 };
 
@@ -186,7 +188,9 @@ int build_slot(struct builder *b, int rank, const int64_t *dim); /* dim[0] is se
 int build_image(struct builder *b, int64_t h, int64_t w, int64_t c);
 int build_view(struct builder *b, int parent, int64_t offset, int rank, const int64_t *dim,
                const int64_t *stride);
-/* An image slot that a gradient flows to: also makes its gradient slot. */
+/* Slots for the sums of an image slot that a GroupNorm will read. */
+void build_sums(struct builder *b, int slot);
+/* An image slot that a gradient flows to, and that a GroupNorm may read: also makes its gradient's and its sums' slots. */
 int build_activation(struct builder *b, int64_t h, int64_t w, int64_t c);
 struct conv build_conv(struct builder *b, const char *leaf, int in, int out, int kernel, int stride,
                        int padding, bool zero);
@@ -198,6 +202,17 @@ char *build_name(struct builder *b, const char *fmt, ...) FAIL_PRINTF(2, 3);
 /* ---- what the kinds share (conv_norm.c) ---- */
 /* y = conv(x) + bias (+ emb) (+ residual). */
 ddpm_status conv_forward(ddpm_model *m, const struct conv *c, int x, int emb, int residual, int y);
+/* The sums of a norm's sources, where each of them has some. */
+struct norm_sums {
+    const ddpm_tensor *sum1, *square1, *sum2, *square2;
+};
+struct norm_sums norm_sums_of(ddpm_model *m, int x1, int x2);
+/* Room for the sums of image slot y, or NO_SLOT, for the convolution that writes it. */
+struct conv_sums {
+    ddpm_tensor *sum, *square;
+    bool *has_sums;
+};
+struct conv_sums conv_sums_of(ddpm_model *m, int y);
 /* dw, db +=; demb written; dx written or, with accumulate, added to; dx NO_SLOT: not needed. */
 ddpm_status conv_backward(ddpm_model *m, const struct conv *c, int x, int dy, int demb, int dx,
                           bool accumulate);

@@ -2,12 +2,34 @@
  * kind of block shares. */
 #include "blocks.h"
 
+struct conv_sums conv_sums_of(ddpm_model *m, int y)
+{
+    if (y < 0 || m->slots[y].sum < 0) return (struct conv_sums){0};
+    m->slots[y].has_sums = false;
+    return (struct conv_sums){.sum = model_use(m, m->slots[y].sum),
+                              .square = model_use(m, m->slots[y].square),
+                              .has_sums = &m->slots[y].has_sums};
+}
+
+/* Whether they are there or not, their slots are in use until here. */
+struct norm_sums norm_sums_of(ddpm_model *m, int x1, int x2)
+{
+    const struct slot *s1 = &m->slots[x1], *s2 = x2 < 0 ? NULL : &m->slots[x2];
+    const struct norm_sums all = {.sum1 = model_use(m, s1->sum),
+                                  .square1 = model_use(m, s1->square),
+                                  .sum2 = s2 ? model_use(m, s2->sum) : NULL,
+                                  .square2 = s2 ? model_use(m, s2->square) : NULL};
+    return s1->has_sums && (!s2 || s2->has_sums) ? all : (struct norm_sums){0};
+}
+
 ddpm_status conv_forward(ddpm_model *m, const struct conv *c, int x, int emb, int residual, int y)
 {
+    const struct conv_sums s = conv_sums_of(m, y);
     RUN(m, conv2d, .x = model_use(m, x), .w = model_kernel(m, c->w), .bias = model_weight(m, c->b),
         .emb = model_use(m, emb), .residual = model_use(m, residual), .stride = c->stride,
         .pad_top = c->pad_top, .pad_left = c->pad_left, .pad_bottom = c->pad_bottom,
-        .pad_right = c->pad_right, .y = model_use(m, y));
+        .pad_right = c->pad_right, .y = model_use(m, y), .sum = s.sum, .square = s.square,
+        .has_sums = s.has_sums);
     return DDPM_OK;
 }
 
@@ -27,10 +49,12 @@ ddpm_status conv_backward(ddpm_model *m, const struct conv *c, int x, int dy, in
 
 ddpm_status norm_forward(ddpm_model *m, const struct norm *n, int x1, int x2, bool silu, int y)
 {
-    RUN(m, groupnorm, .x1 = model_use(m, x1), .x2 = model_use(m, x2),
-        .gamma = model_weight(m, n->gamma), .beta = model_weight(m, n->beta),
-        .groups = (int)m->cfg.norm_groups, .eps = (float)m->cfg.norm_eps, .silu = silu,
-        .stats = model_use(m, n->stats), .y = model_use(m, y));
+    const struct norm_sums s = norm_sums_of(m, x1, x2);
+    RUN(m, groupnorm, .x1 = model_use(m, x1), .x2 = model_use(m, x2), .sum1 = s.sum1,
+        .square1 = s.square1, .sum2 = s.sum2, .square2 = s.square2,
+        .gamma = model_weight(m, n->gamma), .beta = model_weight(m, n->beta), .groups = (int)m->cfg.norm_groups,
+        .eps = (float)m->cfg.norm_eps, .silu = silu, .stats = model_use(m, n->stats),
+        .y = model_use(m, y));
     return DDPM_OK;
 }
 

@@ -60,11 +60,12 @@ void head_build(struct builder *b, struct block *k, int x, int64_t h, int64_t w)
 
 /* conv-in and head have the caller's tensor on one side, which is no slot. */
 static ddpm_status convolve(ddpm_model *m, const struct conv *c, const ddpm_tensor *x,
-                            ddpm_tensor *y)
+                            ddpm_tensor *y, struct conv_sums s)
 {
     RUN(m, conv2d, .x = x, .w = model_kernel(m, c->w), .bias = model_weight(m, c->b),
         .stride = c->stride, .pad_top = c->pad_top, .pad_left = c->pad_left,
-        .pad_bottom = c->pad_bottom, .pad_right = c->pad_right, .y = y);
+        .pad_bottom = c->pad_bottom, .pad_right = c->pad_right, .y = y, .sum = s.sum,
+        .square = s.square, .has_sums = s.has_sums);
     return DDPM_OK;
 }
 
@@ -98,13 +99,15 @@ ddpm_status plain_forward(ddpm_model *m, struct block *k)
     case BLOCK_CONV_IN:
         if (is_cast(m))
             RUN(m, cast, .x = m->args->x, .y = model_use(m, k->u.plain.wide));
-        return convolve(m, &k->u.plain.conv, network_input(m, k), model_use(m, k->y));
+        return convolve(m, &k->u.plain.conv, network_input(m, k), model_use(m, k->y),
+                        conv_sums_of(m, k->y));
     case BLOCK_UP:
         RUN(m, upsample2, .x = model_use(m, k->x1), .y = model_use(m, k->u.plain.wide));
         return conv_forward(m, &k->u.plain.conv, k->u.plain.wide, NO_SLOT, NO_SLOT, k->y);
     case BLOCK_HEAD:
         TRY(norm_forward(m, &k->u.plain.norm, k->x1, NO_SLOT, true, k->u.plain.wide));
-        return convolve(m, &k->u.plain.conv, model_use(m, k->u.plain.wide), m->args->out);
+        return convolve(m, &k->u.plain.conv, model_use(m, k->u.plain.wide), m->args->out,
+                        (struct conv_sums){0});
     default:
         return conv_forward(m, &k->u.plain.conv, k->x1, NO_SLOT, NO_SLOT, k->y);
     }

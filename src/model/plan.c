@@ -39,6 +39,7 @@ static int add_slot(struct builder *b, const struct slot *s)
         return 0;
     }
     m->slots[m->n_slots] = *s;
+    m->slots[m->n_slots].sum = m->slots[m->n_slots].square = NO_SLOT;
     m->grad[m->n_slots] = NO_SLOT;
     m->started[m->n_slots] = false;
     return m->n_slots++;
@@ -67,7 +68,18 @@ int build_activation(struct builder *b, int64_t h, int64_t w, int64_t c)
 {
     const int y = build_image(b, h, w, c), dy = build_image(b, h, w, c);
     if (!b->s) b->m->grad[y] = dy;
+    build_sums(b, y);
     return y;
+}
+
+void build_sums(struct builder *b, int slot)
+{
+    if (b->s) return;
+    const int64_t dim[2] = {0, b->m->slots[slot].tensor.dim[3]};
+    const int sum = build_slot(b, 2, dim), square = build_slot(b, 2, dim);
+    if (b->s) return;
+    b->m->slots[slot].sum = sum;
+    b->m->slots[slot].square = square;
 }
 
 int build_view(struct builder *b, int parent, int64_t offset, int rank, const int64_t *dim,

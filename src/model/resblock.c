@@ -76,6 +76,7 @@ void res_build(struct builder *b, struct block *k, int x1, int x2, int c_out, in
     build_embedding_views(b, k, emb_begin);
     k->u.res.act1 = build_image(b, h, w, c_in);
     k->u.res.h1 = build_image(b, h, w, c_out);
+    build_sums(b, k->u.res.h1);
     k->u.res.act2 = build_image(b, h, w, c_out);
     k->u.res.d_act2 = build_image(b, h, w, c_out);
     k->u.res.d_act1 = build_image(b, h, w, c_in);
@@ -91,7 +92,9 @@ ddpm_status res_forward(ddpm_model *m, struct block *k)
     TRY(conv_forward(m, &k->u.res.conv1, k->u.res.act1, film ? NO_SLOT : k->u.res.emb, NO_SLOT,
                      k->u.res.h1));
     const struct norm *n = &k->u.res.norm2;
-    RUN(m, groupnorm, .x1 = model_use(m, k->u.res.h1), .gamma = model_weight(m, n->gamma),
+    const struct norm_sums s = norm_sums_of(m, k->u.res.h1, NO_SLOT);
+    RUN(m, groupnorm, .x1 = model_use(m, k->u.res.h1), .sum1 = s.sum1, .square1 = s.square1,
+        .gamma = model_weight(m, n->gamma),
         .beta = model_weight(m, n->beta), .scale = model_use(m, film ? k->u.res.emb : NO_SLOT),
         .shift = model_use(m, k->u.res.shift), .groups = (int)m->cfg.norm_groups,
         .eps = (float)m->cfg.norm_eps, .silu = true, .dropout = dropout, .layer = k->u.res.layer,

@@ -2,8 +2,8 @@
  * C++.
  *
  * The environment sets the same before the first call: CUDA_ON_CPU_SCHEDULE=forward|reverse|random, CUDA_ON_CPU_SEED=n,
- * CUDA_ON_CPU_MEMORY_MIB=n, CUDA_ON_CPU_DEVICES=n, CUDA_ON_CPU_GUARD=1. CUDA_ON_CPU_MOST_BLOCKS=n makes grids of kernels
- * whose blocks stride over their work so small that blocks go round several times. */
+ * CUDA_ON_CPU_MEMORY_MIB=n, CUDA_ON_CPU_DEVICES=n, CUDA_ON_CPU_GUARD=1, CUDA_ON_CPU_CUDNN=n. CUDA_ON_CPU_MOST_BLOCKS=n makes
+ * grids of kernels whose blocks stride over their work so small that blocks go round several times. */
 #ifndef CUDA_ON_CPU_CONTROL_H
 #define CUDA_ON_CPU_CONTROL_H
 
@@ -57,6 +57,12 @@ long cuda_on_cpu_graph_runs(void);
 long cuda_on_cpu_matmul_runs(void);
 /* Whether the libraries' stand-ins offer any engine at all; true at first. */
 void cuda_on_cpu_engines(bool exist);
+/* The version that cuDNN's stand-in plays from now on, 91900 or 92600; at first CUDA_ON_CPU_CUDNN, else its headers' own. Only
+ * between uses: graphs and plans of one version are not for another. */
+void cuda_on_cpu_cudnn_version(int version);
+
+/* Events lie a millisecond apart, whatever ran between them, until this is false again: whoever chooses by time takes the first. */
+void cuda_on_cpu_even_times(bool on);
 
 /* Whether some kernels of this program are compiled with -fsanitize=thread, so that shared memory is checked. */
 bool cuda_on_cpu_races_checked(void);

@@ -456,7 +456,7 @@ cudnnStatus_t cudnnGetStream(cudnnHandle_t handle, cudaStream_t *stream)
 
 size_t cudnnGetVersion(void)
 {
-    return CUDNN_VERSION;
+    return (size_t)cudnn_version();
 }
 
 size_t cudnnGetCudartVersion(void)

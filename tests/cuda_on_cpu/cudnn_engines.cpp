@@ -21,9 +21,14 @@ namespace cuda_on_cpu {
 static constexpr int GRAPH_HANDLE = 800, PLAN_HANDLE = 400; /* deprecated names */
 static constexpr int64_t THIS_DEVICE = 900, WORKSPACE_ALIGNMENT = 256;
 static constexpr int64_t FIRST_ENGINE = 60; /* any: real ones have two digits too */
-static constexpr bool HAS_IMAGE_SUMS = CUDNN_VERSION >= 92600;
 
+static int version = number_from_environment("CUDA_ON_CPU_CUDNN", CUDNN_VERSION);
 static long runs;
+
+int cudnn_version()
+{
+    return version;
+}
 
 struct plan {
     graph g;
@@ -161,7 +166,7 @@ static std::vector<engine> convolutions(const graph &g, const census &n, int64_t
 {
     const operation &main = *n.main;
     const bool is_filter = main.d->type == OP(CONVOLUTION_BACKWARD_FILTER);
-    const bool has_new_forms = HAS_IMAGE_SUMS && capability >= 900;
+    const bool has_new_forms = version >= 92600 && capability >= 900;
     if (is_filter && g.operations.size() > 1) return {};
     if (is_filter && is_half(tensor_at(g, main, main.reads[0])) && !is_half(tensor_at(g, main, main.writes[0])) &&
         !has_new_forms)
@@ -418,7 +423,7 @@ static void give_text(descriptor *d, const part &config, const engine &e, int64_
 {
     char head[160];
     snprintf(head, sizeof head, "{\"version\":%d,\"deviceVer\":%ld,\"engine\":%ld,\"kernel\":\"stand_in_%ld\",\"plan\":\"",
-             CUDNN_VERSION, (long)capability, (long)e.index, (long)e.index);
+             version, (long)capability, (long)e.index, (long)e.index);
     std::string text = head;
     write_part(*config, &text);
     text += "\"}";
@@ -431,12 +436,13 @@ static cudnnStatus_t config_from_text(const descriptor &d, part *config)
     const part device = part_of(d, A(EXECUTION_PLAN_DEVICEPROP));
     const bool has_handle = is_handle(value_of<cudnnHandle_t>(d, PLAN_HANDLE, nullptr));
     if (!device && !has_handle) return refuse(CUDNN_STATUS_BAD_PARAM, "plan: neither a device nor a handle");
-    int version;
+    int of_version;
     long capability;
     const size_t begin = text.find("\"plan\":\"");
-    if (sscanf(text.c_str(), "{\"version\":%d,\"deviceVer\":%ld,", &version, &capability) != 2 || begin == std::string::npos)
+    if (sscanf(text.c_str(), "{\"version\":%d,\"deviceVer\":%ld,", &of_version, &capability) != 2 || begin == std::string::npos)
         return refuse(CUDNN_STATUS_BAD_PARAM, "plan: the text is no plan");
-    if (version != CUDNN_VERSION) return refuse(CUDNN_STATUS_SERIALIZATION_VERSION_MISMATCH, "plan: of version %d", version);
+    if (of_version != version)
+        return refuse(CUDNN_STATUS_SERIALIZATION_VERSION_MISMATCH, "plan: of version %d", of_version);
     if (capability != (device ? capability_of(*device) : THIS_DEVICE))
         return refuse(CUDNN_STATUS_NOT_SUPPORTED_ARCH_MISMATCH, "plan: for %ld", capability);
     reader in = {text.c_str() + begin + strlen("\"plan\":\""), false};
@@ -552,6 +558,11 @@ extern "C" {
 cudnnStatus_t cudnnBackendExecute(cudnnHandle_t handle, cudnnBackendDescriptor_t d, cudnnBackendDescriptor_t pack)
 {
     return cudnn_enter(ORDINARY, [&] { return execute(handle, descriptor_of(d), descriptor_of(pack)); });
+}
+
+void cuda_on_cpu_cudnn_version(int v)
+{
+    version = v;
 }
 
 long cuda_on_cpu_graph_runs(void)

@@ -119,6 +119,8 @@ struct engine {
     bool is_compiled, uses_tf32, is_deterministic;
 };
 
+/* The version that is played, as CUDNN_VERSION writes it. */
+int cudnn_version();
 /* The engines for a graph on a device of that compute capability (900), the one the heuristics prefer first. */
 std::vector<engine> engines_for(const graph &g, int64_t capability);
 

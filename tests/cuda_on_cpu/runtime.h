@@ -39,6 +39,7 @@ int device_count();
 /* A library's stand-in: how many of its objects live. Whether it has engines to offer, as control.h asks. */
 bool count_live(size_t (*count)());
 bool engines_exist();
+int number_from_environment(const char *name, int otherwise);
 
 /* ---- memory ---- */
 

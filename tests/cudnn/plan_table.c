@@ -32,6 +32,7 @@ struct entry {
     const char *op, *form;
     ddpm_dtype dtype;
     bool is_compiled;     /* its engines are, at run time */
+    unsigned epilogue;     /* what is added: of 1 emb, 2 residual */
     const char *attention; /* the configuration, for attention alone */
     struct cudnn_graph *graph;
     char cell[DEVICES][CELL];
@@ -68,6 +69,11 @@ static const char *attention_of(const char *op)
     return strncmp(op, "attention", strlen("attention")) == 0 ? configuration : NULL;
 }
 
+static unsigned epilogue_of(const struct cudnn_graph *g)
+{
+    return (cudnn_graph_tensor(g, CUDNN_UID_EMB) != NULL) + 2 * (cudnn_graph_tensor(g, CUDNN_UID_RESIDUAL) != NULL);
+}
+
 static bool is_wanted(const char *op, const struct cudnn_form *f, ddpm_dtype dtype)
 {
     const bool is_compiled = is_compiled_form(f, dtype);
@@ -75,7 +81,7 @@ static bool is_wanted(const char *op, const struct cudnn_form *f, ddpm_dtype dty
         const struct entry *e = &entries[i];
         if (strcmp(e->graph->name, f->graph->name) == 0) return false;
         if (is_compiled && e->dtype == dtype && strcmp(e->op, op) == 0 && strcmp(e->form, f->name) == 0 &&
-            e->attention == attention_of(op))
+            e->epilogue == epilogue_of(f->graph) && e->attention == attention_of(op))
             return false;
     }
     return true;
@@ -92,6 +98,7 @@ static void add_forms(const char *op, ddpm_dtype dtype, struct cudnn_forms *f)
                                               .form = form->name,
                                               .dtype = dtype,
                                               .is_compiled = is_compiled_form(form, dtype),
+                                              .epilogue = epilogue_of(form->graph),
                                               .attention = attention_of(op),
                                               .graph = form->graph};
         form->graph = NULL;
@@ -160,7 +167,7 @@ static void add_configuration(ddpm_dtype dtype, const char *path)
 /* ---- their engines ---- */
 
 /* `same`: a plan for another GPU of the same chip, or NULL. Where it is by the engine that this GPU's list begins with, it is read
- * from its text for this one instead of being compiled once more. */
+ * from its text for this one instead of being compiled once more, if cuDNN takes it (9.28 does not in all cases). */
 static ddpm_status plan_of(const struct entry *e, const struct cudnn_device *d, const struct cudnn_plan *same, bool *is_offered,
                            struct cudnn_plan **out)
 {
@@ -176,10 +183,10 @@ static ddpm_status plan_of(const struct entry *e, const struct cudnn_device *d, 
     if (!s && same && same->is_compiled && same->engine == first.engine) {
         s = cudnn_plan_to_json(same, &text);
         if (!s) s = cudnn_plan_from_json(e->graph, d, text, out);
+        if (s == DDPM_FORMAT) s = DDPM_OK;
         free(text);
-    } else if (!s) {
-        s = cudnn_plan_first(e->graph, &list, out);
     }
+    if (!s && !*out) s = cudnn_plan_first(e->graph, &list, out);
     cudnn_plan_list_release(&list);
     return s;
 }

@@ -14,7 +14,7 @@ trap 'rm -rf "$work"' EXIT
 # Without an engine on some GPU, and what computes them then:
 #   gradients of kernels in f32 from bf16 activations    the form "rounded", whose result is added to the f32 gradient
 #   dense products in full f32                           cuBLASLt, or kernels/linear.cu, conv.cu
-#   sums of y behind a convolution, before 9.26          GroupNorm reads y for them
+#   sums of y behind a convolution (README.md)           GroupNorm reads y for them
 #   attention's gradient of heads above 128 on sm_80, above 256 anywhere, and whatever of it sm_100 lacks
 #                                                        kernels/attention_bwd.cu
 awk -F'\t' 'NR > 1 && ($4 $5 $6 $7) ~ /none|failed/ {

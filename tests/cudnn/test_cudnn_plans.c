@@ -423,6 +423,39 @@ static void test_forms_of_convolutions(void **state)
     cudnn_forms_release(&f);
 }
 
+/* Sums are offered where GroupNorm would read y for them, and where there may be an engine: images above 32x32, channels by eight,
+ * not in full f32. */
+static void test_forms_with_sums(void **state)
+{
+    (void)state;
+    static const struct {
+        ddpm_dtype dtype;
+        int64_t side, channels;
+        bool has_sums;
+    } cases[] = {{DDPM_BF16, 33, 32, true}, {DDPM_BF16, 32, 32, false}, {DDPM_BF16, 33, 3, false}, {DDPM_F32, 33, 32, false}};
+    const ddpm_tensor bias = ddpm_tensor_1d(NULL, 32);
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        ddpm_tensor x = image(cases[i].dtype, 2, cases[i].side, cases[i].channels), y = image(cases[i].dtype, 2, cases[i].side, 32);
+        const ddpm_tensor w = kernel(cases[i].dtype, 32, 3, cases[i].channels);
+        ddpm_tensor sum = ddpm_tensor_2d(NULL, 2, 32), square = sum;
+        bool has_sums = false;
+        struct conv2d_args a = {.x = &x, .w = &w, .y = &y, .bias = &bias, .sum = &sum, .square = &square, .has_sums = &has_sums,
+                                .stride = 1, .pad_top = 1, .pad_left = 1, .pad_bottom = 1, .pad_right = 1};
+        struct cudnn_forms f;
+        assert_ok(cudnn_forms_conv2d(&a, &any, &f));
+        assert_int_equal(strcmp(f.form[0].name, CUDNN_FORM_SUMS) == 0, cases[i].has_sums);
+        assert_int_equal(cudnn_graph_tensor(f.form[0].graph, CUDNN_UID_SUM_SQUARES) != NULL, cases[i].has_sums);
+        for (int k = 1; k < f.n; k++)
+            assert_null(cudnn_graph_tensor(f.form[k].graph, CUDNN_UID_SUM));
+        cudnn_forms_release(&f);
+        a.sum = a.square = NULL;
+        a.has_sums = NULL;
+        assert_ok(cudnn_forms_conv2d(&a, &any, &f));
+        assert_null(cudnn_graph_tensor(f.form[0].graph, CUDNN_UID_SUM));
+        cudnn_forms_release(&f);
+    }
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -432,7 +465,7 @@ int main(void)
         cmocka_unit_test(test_rules_of_precision),      cmocka_unit_test(test_rules_of_order),
         cmocka_unit_test(test_hidden_copy_is_told),     cmocka_unit_test(test_plans_in_threads),
         cmocka_unit_test(test_attention_keeps_its_sums), cmocka_unit_test(test_forms_of_sliced_kernels),
-        cmocka_unit_test(test_forms_of_convolutions),
+        cmocka_unit_test(test_forms_of_convolutions),    cmocka_unit_test(test_forms_with_sums),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

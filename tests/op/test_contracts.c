@@ -66,10 +66,11 @@ static void convolutions(void **state)
 {
     (void)state;
     ddpm_tensor x = image(C), w = ddpm_tensor_4d(NULL, K, 3, 3, C), y = image(K), r = y;
-    ddpm_tensor bias = ddpm_tensor_1d(NULL, K), emb = ddpm_tensor_2d(NULL, N, K);
-    const struct conv2d_args f = {&x, &w, &bias, &emb, &r, 1, 1, 1, 1, 1, &y};
+    ddpm_tensor bias = ddpm_tensor_1d(NULL, K), emb = ddpm_tensor_2d(NULL, N, K), sum = emb, square = emb;
+    bool has_sums;
+    const struct conv2d_args f = {&x, &w, &bias, &emb, &r, 1, 1, 1, 1, 1, &y, &sum, &square, &has_sums};
     may_be_bf16(check_conv2d, &f, TENSORS(&x, &w, &y, &r));
-    stay_f32(check_conv2d, &f, TENSORS(&bias, &emb));
+    stay_f32(check_conv2d, &f, TENSORS(&bias, &emb, &sum, &square));
     const struct conv2d_bwd_data_args d = {&y, &w, 1, 1, 1, 1, 1, false, &x};
     may_be_bf16(check_conv2d_bwd_data, &d, TENSORS(&x, &w, &y));
     const struct conv2d_bwd_filter_args g = {&x, &y, 1, 1, 1, 1, 1, &w, &bias, &emb};
@@ -129,8 +130,13 @@ static void norm(void **state)
     ddpm_tensor gamma = ddpm_tensor_1d(NULL, CK), beta = gamma, dgamma = gamma, dbeta = gamma;
     ddpm_tensor scale = ddpm_tensor_2d(NULL, N, CK), shift = scale, dscale = scale, dshift = scale;
     ddpm_tensor stats = cube(N, GROUPS, 2);
+    ddpm_tensor sum1 = ddpm_tensor_2d(NULL, N, C), square1 = sum1, sum2 = ddpm_tensor_2d(NULL, N, K), square2 = sum2;
     const struct groupnorm_args f = {.x1 = &x1,
                                      .x2 = &x2,
+                                     .sum1 = &sum1,
+                                     .square1 = &square1,
+                                     .sum2 = &sum2,
+                                     .square2 = &square2,
                                      .gamma = &gamma,
                                      .beta = &beta,
                                      .scale = &scale,
@@ -139,7 +145,7 @@ static void norm(void **state)
                                      .stats = &stats,
                                      .y = &y};
     may_be_bf16(check_groupnorm, &f, TENSORS(&x1, &x2, &y));
-    stay_f32(check_groupnorm, &f, TENSORS(&gamma, &beta, &scale, &shift, &stats));
+    stay_f32(check_groupnorm, &f, TENSORS(&gamma, &beta, &scale, &shift, &stats, &sum1, &square1, &sum2, &square2));
     const struct groupnorm_bwd_args b = {.dy = &y,
                                          .x1 = &x1,
                                          .x2 = &x2,

@@ -383,6 +383,11 @@ static void what_does_not_fit_is_refused(void **state)
     a.stride = 3;
     assert_status(ops->conv2d(be, &a), DDPM_SHAPE);
     a = good;
+    ddpm_tensor sum = ddpm_tensor_2d(p, 1, 8);
+    a.sum = &sum;
+    assert_status(ops->conv2d(be, &a), DDPM_SHAPE);
+    assert_message("go together");
+    a = good;
     a.w = &even;
     assert_status(ops->conv2d(be, &a), DDPM_SHAPE);
     a = good;

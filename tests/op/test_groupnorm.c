@@ -285,6 +285,52 @@ static void test_forward(void **state)
     }
 }
 
+/* Sums over pixels of one source and of its squares, [N,C] each. */
+static void sums_of(const float *x, int64_t n, int64_t pixels, int64_t c, float *sum, float *square)
+{
+    for (int64_t i = 0; i < n * c; i++) {
+        double s = 0, q = 0;
+        for (int64_t p = 0; p < pixels; p++) {
+            const double v = (double)x[(i / c * pixels + p) * c + i % c];
+            s += v;
+            q += v * v;
+        }
+        sum[i] = (float)s;
+        square[i] = (float)q;
+    }
+}
+
+/* The same result with the sources' sums given, whether they are used or not; the last shape is one that kernels would read
+ * twice. What squares of f32 lose: 1e-7 of mean^2 + var, of a variance of 0.75 here. */
+static void test_given_sums(void **state)
+{
+    (void)state;
+    const struct shape large = {1, 40, 40, 24, 40, 4, true, true, 0, 1, NORM_SAME};
+    for (int k = 0; k <= SHAPES; k++) {
+        const struct data d = make(k < SHAPES ? shapes[k] : large);
+        const struct inputs in = inputs_of(&d);
+        double *y = zeros64(d.y_size), *stats = zeros64(d.s.n * d.s.groups * 2);
+        for (int64_t n = 0; n < d.s.n; n++)
+            reference_image(&d, &in, n, y + n * d.h * d.w * d.c, stats + n * d.s.groups * 2);
+        const struct tensors t = tensors_of(&d);
+        const int64_t n1 = d.s.n * d.s.c1, n2 = d.s.n * d.s.c2;
+        const ddpm_tensor sum1 = ddpm_tensor_2d(zeros(n1), d.s.n, d.s.c1);
+        const ddpm_tensor square1 = ddpm_tensor_2d(zeros(n1), d.s.n, d.s.c1);
+        const ddpm_tensor sum2 = ddpm_tensor_2d(zeros(n2), d.s.n, d.s.c2);
+        const ddpm_tensor square2 = ddpm_tensor_2d(zeros(n2), d.s.n, d.s.c2);
+        sums_of(d.x1, d.s.n, d.pixels, d.s.c1, sum1.data, square1.data);
+        sums_of(d.x2, d.s.n, d.pixels, d.s.c2, sum2.data, square2.data);
+        struct groupnorm_args a = forward_args(&d, &t);
+        a.sum1 = &sum1, a.square1 = &square1;
+        if (a.x2) a.sum2 = &sum2, a.square2 = &square2;
+        ddpm_backend *be = cpu_with(2);
+        assert_ok(backend_ops(be)->groupnorm(be, &a));
+        ddpm_backend_free(be);
+        assert_close(d.y, y, d.y_size, 1e-5);
+        assert_close(d.stats, stats, d.s.n * d.s.groups * 2, 5e-6);
+    }
+}
+
 /* Every gradient against central differences of the float64 definition, whose own error is h^2 =
  * 1e-8 of the third derivative; what is left, 2e-5 of the largest, is float32. Big tensors: every
  * 37th element. */
@@ -561,6 +607,15 @@ static void test_fails(void **state)
     f.dropout = 0.5f;
     assert_status(ops->groupnorm(be, &f), DDPM_SHAPE);
     assert_message("no dropout where y is resampled");
+    f = forward_args(&d, &t);
+    ddpm_tensor sum = ddpm_tensor_2d(zeros(2 * 8), 2, 8);
+    f.sum1 = &sum;
+    assert_status(ops->groupnorm(be, &f), DDPM_SHAPE);
+    assert_message("sums without squares");
+    f.square1 = &sum;
+    f.sum2 = f.square2 = &sum; /* x2 has 4 channels */
+    assert_status(ops->groupnorm(be, &f), DDPM_SHAPE);
+    assert_message("sum2");
     b.resample = NORM_UP2; /* dy has x's extents */
     assert_status(ops->groupnorm_bwd(be, &b), DDPM_SHAPE);
     b = backward_args(&d, &t);
@@ -589,7 +644,7 @@ int main(void)
         OP_TEST(test_forward),  OP_TEST(test_backward),      OP_TEST(test_large_mean),
         OP_TEST(test_constant), OP_TEST(test_threads),       OP_TEST(test_batch_cut),
         OP_TEST(test_aliasing), OP_TEST(test_dropout_share), OP_TEST(test_resample_apart),
-        OP_TEST(test_fails),
+        OP_TEST(test_given_sums), OP_TEST(test_fails),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -6,6 +6,7 @@
 #include "cudnn_forms.h"
 
 #include "fail.h"
+#include "views.h"
 
 void cudnn_forms_release(struct cudnn_forms *f)
 {
@@ -31,36 +32,16 @@ static bool is_strict(ddpm_dtype dtype, const struct cudnn_plan_rules *rules)
 
 /* ---- views of images as matrices ---- */
 
-static ddpm_tensor matrix(const ddpm_tensor *t, int64_t rows, int64_t columns, int64_t row_stride, int64_t column_stride)
-{
-    return (ddpm_tensor){.dtype = t->dtype, .rank = 2, .dim = {rows, columns}, .stride = {row_stride, column_stride}};
-}
-
 static bool is_slice(const ddpm_tensor *w)
 {
     return w->stride[0] != w->dim[1] * w->dim[2] * w->dim[3];
 }
 
-/* [N,H,W,C] as [N*H*W,C]; SHAPE where pixels are not evenly spaced. */
+/* SHAPE where pixels are not evenly spaced. */
 static ddpm_status pixels(const ddpm_tensor *t, ddpm_tensor *out)
 {
-    const int64_t step = t->stride[2];
-    REQUIRE((t->dim[1] == 1 || t->stride[1] == t->dim[2] * step) && (t->dim[0] == 1 || t->stride[0] == t->dim[1] * t->dim[2] * step),
-            SHAPE, "a 1x1 convolution of a sliced kernel: its image's pixels are not evenly spaced");
-    *out = matrix(t, t->dim[0] * t->dim[1] * t->dim[2], t->dim[3], step, 1);
+    REQUIRE(view_pixels(t, out), SHAPE, "a 1x1 convolution of a sliced kernel: its image's pixels are not evenly spaced");
     return DDPM_OK;
-}
-
-/* Rows and columns change places. */
-static ddpm_tensor flipped(const ddpm_tensor *t)
-{
-    return matrix(t, t->dim[1], t->dim[0], t->stride[1], t->stride[0]);
-}
-
-/* [K,1,1,C] as [K,C]. */
-static ddpm_tensor kernel_matrix(const ddpm_tensor *w)
-{
-    return matrix(w, w->dim[0], w->dim[3], w->stride[0], 1);
 }
 
 static ddpm_status add_matmul(struct cudnn_forms *f, unsigned left, const ddpm_tensor *a, const ddpm_tensor *b,
@@ -80,9 +61,19 @@ static ddpm_status sliced_conv(const struct conv2d_args *a, struct cudnn_forms *
     TRY(pixels(a->x, &x));
     TRY(pixels(a->y, &y));
     if (a->residual) TRY(pixels(a->residual, &residual));
-    const ddpm_tensor w = kernel_matrix(a->w), wt = flipped(&w);
+    const ddpm_tensor w = view_kernel(a->w), wt = view_flipped(&w);
     if (!a->emb) return add_matmul(out, 0, &x, &wt, &y, a->bias, a->residual ? &residual : NULL);
     return add_matmul(out, CUDNN_LEFT_EPILOGUE, &x, &wt, &y, NULL, NULL);
+}
+
+/* Smaller images GroupNorm keeps in shared memory, and needs no sums (kernels/groupnorm.cu). Engines with sums take whole packs of
+ * channels: up to 9.28 there is none for the first convolution's 1 or 3. */
+enum { LARGEST_HELD = 32 * 32, PACK = 8 };
+
+static bool wants_sums(const struct conv2d_args *a)
+{
+    const int64_t *y = a->y->dim;
+    return a->sum && y[1] * y[2] > LARGEST_HELD && y[3] % PACK == 0 && a->x->dim[3] % PACK == 0;
 }
 
 ddpm_status cudnn_forms_conv2d(const struct conv2d_args *a, const struct cudnn_plan_rules *rules, struct cudnn_forms *out)
@@ -101,9 +92,15 @@ ddpm_status cudnn_forms_conv2d(const struct conv2d_args *a, const struct cudnn_p
                                    .emb = a->emb,
                                    .residual = a->residual};
     struct cudnn_graph *g = NULL;
-    const bool has_epilogue = a->bias || a->emb || a->residual;
+    const bool has_epilogue = a->bias || a->emb || a->residual, is_compiled = !is_strict(a->x->dtype, rules);
     const bool is_precompiled = !a->emb && !a->residual;
-    if (has_epilogue && (is_precompiled || !is_strict(a->x->dtype, rules))) {
+    if (wants_sums(a) && is_compiled) {
+        args.sums = true;
+        const ddpm_status s = cudnn_graph_conv(&args, &g);
+        TRY(add_form(out, CUDNN_FORM_SUMS, 0, s, g));
+        args.sums = false;
+    }
+    if (has_epilogue && (is_precompiled || is_compiled)) {
         const ddpm_status s = cudnn_graph_conv(&args, &g);
         TRY(add_form(out, "fused", 0, s, g));
     }
@@ -121,7 +118,7 @@ ddpm_status cudnn_forms_conv2d_bwd_data(const struct conv2d_bwd_data_args *a, co
         ddpm_tensor dx, dy;
         TRY(pixels(a->dx, &dx));
         TRY(pixels(a->dy, &dy));
-        const ddpm_tensor w = kernel_matrix(a->w);
+        const ddpm_tensor w = view_kernel(a->w);
         return add_matmul(out, 0, &dy, &w, &dx, NULL, a->accumulate ? &dx : NULL);
     }
     struct cudnn_graph *g = NULL;
@@ -148,7 +145,7 @@ static ddpm_status sliced_filter(const struct conv2d_bwd_filter_args *a, struct 
     ddpm_tensor x, dy;
     TRY(pixels(a->x, &x));
     TRY(pixels(a->dy, &dy));
-    const ddpm_tensor dw = kernel_matrix(a->dw), dyt = flipped(&dy);
+    const ddpm_tensor dw = view_kernel(a->dw), dyt = view_flipped(&dy);
     return add_matmul(out, left_sums(a->db, a->demb), &dyt, &x, &dw, NULL, &dw);
 }
 
@@ -221,7 +218,7 @@ ddpm_status cudnn_forms_linear(const struct linear_args *a, const struct cudnn_p
 {
     (void)rules;
     *out = (struct cudnn_forms){0};
-    const ddpm_tensor wt = flipped(a->w);
+    const ddpm_tensor wt = view_flipped(a->w);
     return add_matmul(out, 0, a->x, &wt, a->y, a->bias, NULL);
 }
 
@@ -239,6 +236,6 @@ ddpm_status cudnn_forms_linear_bwd_weights(const struct linear_bwd_args *a, cons
 {
     (void)rules;
     *out = (struct cudnn_forms){0};
-    const ddpm_tensor dyt = flipped(a->dy);
+    const ddpm_tensor dyt = view_flipped(a->dy);
     return add_matmul(out, left_sums(a->db, NULL), &dyt, a->x, a->dw, NULL, a->dw);
 }

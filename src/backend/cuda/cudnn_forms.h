@@ -24,6 +24,7 @@ struct cudnn_form {
 };
 
 enum { CUDNN_FORMS_MAX = 4 };
+#define CUDNN_FORM_SUMS "sums"
 
 struct cudnn_forms {
     int n; /* 0: own kernels alone, as for attention in f32 */
@@ -34,7 +35,8 @@ struct cudnn_forms {
  * two products, each with forms of its own. rules: fused forms in full f32 are left out, for cuDNN compiles their engine for a
  * minute; attention's backward has the form that keeps the order where the rules want it.
  * uids of the tensors: by name (x X, w W, y Y, dw DW, ...); of "matmul" forms A, B, C, each form's doc below.
- *   conv2d            fused: + BIAS, EMB, RESIDUAL; plain. Sliced w (1x1): A = x, B = w, C = y, BIAS, RESIDUAL
+ *   conv2d            CUDNN_FORM_SUMS: fused with SUM and SUM_SQUARES, of images that GroupNorm would read twice; no other form
+ *                     writes conv2d's sum and square. fused: + BIAS, EMB, RESIDUAL; plain. Sliced w (1x1): A = x, B = w, C = y, BIAS, RESIDUAL
  *   conv2d_bwd_data   plain, beta 1 where it accumulates. Sliced w: A = dy, B = w, C = RESIDUAL = dx
  *   conv2d_bwd_filter f32: dw in f32, beta 1, DW the gradient itself; bf16: rounded DW to be added. Sliced dw: A = dy, B = x,
  *                     C = RESIDUAL = dw

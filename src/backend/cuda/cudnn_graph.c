@@ -4,6 +4,8 @@
  * handle or a device; a graph that is refused is refused for its shapes, and the message carries cuDNN's own words. */
 #include "cudnn_builder.h"
 
+#include "views.h"
+
 #include <stdlib.h>
 #include <string.h>
 
@@ -38,14 +40,6 @@ struct cudnn_shape shape_dense(int64_t n, int64_t c, int64_t h, int64_t w)
     return (struct cudnn_shape){4, {n, c, h, w}, {h * w * c, 1, w * c, c}};
 }
 
-static bool is_dense(const ddpm_tensor *t)
-{
-    int64_t stride = 1;
-    for (int i = t->rank; i-- > 0; stride *= t->dim[i])
-        if (t->stride[i] != stride && t->dim[i] != 1) return false;
-    return true;
-}
-
 /* The last element's end, counted from the first's begin. */
 static size_t span_bytes(const struct cudnn_shape *shape, ddpm_dtype dtype)
 {
@@ -59,7 +53,7 @@ static size_t span_bytes(const struct cudnn_shape *shape, ddpm_dtype dtype)
  * within steps of its strides, so it is aligned as the least of these. */
 static int alignment_of(const ddpm_tensor *t)
 {
-    if (is_dense(t)) return 16;
+    if (view_is_dense(t)) return 16;
     const int64_t unit = (int64_t)ddpm_dtype_size(t->dtype);
     int64_t steps = 16 | t->dim[t->rank - 1] * unit;
     for (int i = 0; i < t->rank; i++)
@@ -266,7 +260,7 @@ void builder_describe(struct cudnn_builder *b, const char *what, const ddpm_tens
     text_add(&b->name, " %s ", what);
     for (int i = 0; i < t->rank; i++)
         text_add(&b->name, "%s%lld", i ? "x" : "", (long long)t->dim[i]);
-    for (int i = 0; !is_dense(t) && i < t->rank; i++)
+    for (int i = 0; !view_is_dense(t) && i < t->rank; i++)
         text_add(&b->name, "%c%lld", i ? ',' : '/', (long long)t->stride[i]);
     if (!b->s && t->dtype != b->g->dtype) text_add(&b->name, ":%s", t->dtype == DDPM_F32 ? "f32" : "bf16");
 }

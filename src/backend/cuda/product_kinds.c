@@ -171,10 +171,11 @@ static ddpm_status forms_of_linear_bwd_weights(const void *args, const struct cu
     NUMBER(type, stride), NUMBER(type, pad_top), NUMBER(type, pad_left), NUMBER(type, pad_bottom), NUMBER(type, pad_right)
 
 const struct product_kind product_kinds[PRODUCT_KINDS] = {
-    [PRODUCT_CONV] = {"conv2d", sizeof(struct conv2d_args), 6, 5,
+    [PRODUCT_CONV] = {"conv2d", sizeof(struct conv2d_args), 8, 5,
                       {IN(conv2d_args, x, UID(X), UID(A)), IN(conv2d_args, w, UID(W), UID(B)), IN(conv2d_args, bias, UID(BIAS)),
                        IN(conv2d_args, emb, UID(EMB)), IN(conv2d_args, residual, UID(RESIDUAL)),
-                       OUT(conv2d_args, y, UID(Y), UID(C))},
+                       OUT(conv2d_args, y, UID(Y), UID(C)), OUT(conv2d_args, sum, UID(SUM)),
+                       OUT(conv2d_args, square, UID(SUM_SQUARES))},
                       {WINDOW(conv2d_args)}, forms_of_conv2d, matrices_of_conv},
     [PRODUCT_CONV_DATA] = {"conv2d_bwd_data", sizeof(struct conv2d_bwd_data_args), 3, 6,
                            {IN(conv2d_bwd_data_args, dy, UID(DY), UID(A)), IN(conv2d_bwd_data_args, w, UID(W), UID(B)),

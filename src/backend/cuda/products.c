@@ -289,9 +289,22 @@ static cudaError_t add_rounded(cudaStream_t stream, const ddpm_tensor *dw, const
     return e ? e : launch_add(stream, &(struct add_args){.a = &sum, .b = &more, .y = &sum}, NULL);
 }
 
+bool product_gives_sums(const struct product_way *way)
+{
+    return way->plan && strcmp(way->form, CUDNN_FORM_SUMS) == 0;
+}
+
+/* Engines may add to what is there: what they are documented to do about it is nothing. */
+static cudaError_t clear_sums(cudaStream_t stream, const struct conv2d_args *a)
+{
+    const cudaError_t e = cudaMemsetAsync(a->sum->data, 0, tensor_bytes(a->sum), stream);
+    return e ? e : cudaMemsetAsync(a->square->data, 0, tensor_bytes(a->square), stream);
+}
+
 static ddpm_status run_conv(struct products *all, const struct product *p, const struct product_way *way,
                             const struct conv2d_args *a, struct pointers *at, cudaStream_t stream, unsigned char *scratch)
 {
+    if (product_gives_sums(way)) TRY(cuda_check(all->be, "conv2d", clear_sums(stream, a)));
     if (!(way->left & CUDNN_LEFT_EPILOGUE)) return run_engine(all, way, at, stream, scratch);
     ddpm_tensor kept;
     struct conv2d_args rest = *a;
@@ -401,6 +414,11 @@ static ddpm_status settle(struct products *all)
     return capture == cudaStreamCaptureStatusNone ? tune_all(all) : DDPM_OK;
 }
 
+static void tell_sums(const struct product_way *way, const struct conv2d_args *a)
+{
+    if (product_gives_sums(way)) *a->has_sums = true;
+}
+
 /* Done where all entries of the call are there and take it. */
 static ddpm_status try_kinds(struct products *all, const enum product_kind_name *kinds, int n, const void *args, bool *is_done)
 {
@@ -417,6 +435,7 @@ static ddpm_status try_kinds(struct products *all, const enum product_kind_name 
         fits = fits && takes(p[i], args);
     for (int i = 0; fits && i < n; i++)
         TRY(run(all, p[i], args));
+    if (fits && p[0]->kind == PRODUCT_CONV) tell_sums(&p[0]->way[p[0]->chosen], args);
     *is_done = fits;
     return DDPM_OK;
 }

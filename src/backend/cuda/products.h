@@ -110,6 +110,8 @@ struct products {
 /* Runs one way on `stream` with all its remainders; scratch: product_scratch bytes of it. For tune.c too. */
 ddpm_status product_run(struct products *all, const struct product *p, const struct product_way *way, const void *args,
                         cudaStream_t stream, void *scratch);
+/* Whether this way of a convolution writes its sum and square. */
+bool product_gives_sums(const struct product_way *way);
 size_t product_scratch(const struct product *p, const struct product_way *way);
 /* Whether every pointer of the call lies as the way wants it. */
 bool product_fits(const struct product *p, const struct product_way *way, const void *args);
