@@ -268,6 +268,11 @@ proofs() {
     fi
     ctest --test-dir build-cuda --output-on-failure --no-tests=error -R 'cli/(device|plan_gpu|usage)'
 
+    section "every call of CUDA, cuDNN and cuBLASLt failing in turn; continuous integration tries some of them"
+    cmake -S . -B build-faults -G Ninja -DCMAKE_BUILD_TYPE=Release -DDDPM_CUDA=EMULATED "${options[@]}" > /dev/null
+    cmake --build build-faults --target test_every_call
+    (cd tests && EVERY_CALL=1 ../build-faults/tests/test_every_call)
+
     section "all passed"
 }
 

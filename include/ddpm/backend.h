@@ -66,7 +66,12 @@ const char *ddpm_backend_notice(const ddpm_backend *be, int i);
  * are. */
 ddpm_status ddpm_backend_alloc(ddpm_backend *be, size_t bytes, void **out);
 void ddpm_backend_release(ddpm_backend *be, void *block); /* accepts NULL */
+/* `host` may change when it returns. Takes effect in the order of calls; a GPU fetches the bytes meanwhile, beside what is
+ * queued before. */
 ddpm_status ddpm_backend_upload(ddpm_backend *be, void *device, const void *host, size_t bytes);
+/* Uploads of so many bytes in all, each rounded up to 256, will be made again and again: so many, twice, get room on a GPU
+ * (and in the host's locked memory) to travel beside what is queued. Less than a few MiB have room as it is. NOMEM. */
+ddpm_status ddpm_backend_reserve_uploads(ddpm_backend *be, size_t bytes);
 ddpm_status ddpm_backend_download(ddpm_backend *be, void *host, const void *device, size_t bytes);
 ddpm_status ddpm_backend_zero(ddpm_backend *be, void *device, size_t bytes);
 /* Waits for all that is queued; reports faults that arrived late. */

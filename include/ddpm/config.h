@@ -69,7 +69,7 @@ enum ddpm_precision { DDPM_PRECISION_FP32, DDPM_PRECISION_BF16, DDPM_PRECISION_T
     X(INT, data, validation, 0, 0, 1000000000, "images kept out of training")                      \
     X(BOOL, data, flip, false, 0, 0, "mirror half of the images")                                  \
     X(INT, data, threads, 1, 0, 64, "reading ahead")                                               \
-    X(INT, data, memory_mib, 2048, 0, 1048576, "a pack up to this size stays in memory whole")     \
+    X(INT, data, memory_mib, 2048, 0, 1048576, "a pack up to this size stays in memory; 0: none")  \
     X(INT, train, batch, 128, 1, 65536, "images per step")                                         \
     X(INT, train, micro_batch, 0, 0, 65536, "images at a time; 0: the whole batch")                \
     X(INT, train, steps, 800000, 1, 1000000000, "steps of the whole training")                     \

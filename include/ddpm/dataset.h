@@ -25,8 +25,8 @@ typedef struct {
 /* Zero means default. */
 typedef struct {
     int64_t validation;   /* images held out: chosen by a fixed key, the same for every seed */
-    int64_t memory_bytes; /* packs up to this size are held whole in memory; larger ones are read by
-                             pread */
+    int64_t memory_bytes; /* packs up to this size are held whole in memory, larger ones are read by
+                             pread; less than 0: all of them are */
     int threads;          /* reading ahead; 0: the calling thread reads */
     int64_t batch; /* images per batch of the training stream; required by ddpm_dataset_next */
     uint64_t seed; /* of order and flips */

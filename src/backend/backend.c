@@ -101,6 +101,11 @@ void ddpm_backend_release(ddpm_backend *be, void *block)
     if (block) be->device->release(be, block);
 }
 
+ddpm_status ddpm_backend_reserve_uploads(ddpm_backend *be, size_t bytes)
+{
+    return be->device->reserve_uploads ? be->device->reserve_uploads(be, bytes) : DDPM_OK;
+}
+
 ddpm_status ddpm_backend_upload(ddpm_backend *be, void *device, const void *host, size_t bytes)
 {
     return bytes ? be->device->upload(be, device, host, bytes) : DDPM_OK;

@@ -29,6 +29,7 @@ struct backend_device {
     void (*free)(ddpm_backend *be);
     ddpm_status (*alloc)(ddpm_backend *be, size_t bytes, void **out);
     void (*release)(ddpm_backend *be, void *block);
+    ddpm_status (*reserve_uploads)(ddpm_backend *be, size_t bytes); /* NULL: uploads take effect at once */
     ddpm_status (*upload)(ddpm_backend *be, void *device, const void *host, size_t bytes);
     ddpm_status (*download)(ddpm_backend *be, void *host, const void *device, size_t bytes);
     ddpm_status (*zero)(ddpm_backend *be, void *device, size_t bytes);

@@ -207,12 +207,10 @@ static ddpm_status threads_start(ddpm_dataset *ds)
 static ddpm_status open_all(ddpm_dataset *ds, const char *path)
 {
     const ddpm_dataset_options *o = &ds->opts;
-    REQUIRE(o->validation >= 0 && o->batch >= 0 && o->threads >= 0 && o->threads <= MAX_THREADS &&
-                o->memory_bytes >= 0,
+    REQUIRE(o->validation >= 0 && o->batch >= 0 && o->threads >= 0 && o->threads <= MAX_THREADS,
             ARG,
-            "dataset: validation %" PRId64 ", batch %" PRId64
-            ", threads %d (0 .. %d), memory %" PRId64,
-            o->validation, o->batch, o->threads, MAX_THREADS, o->memory_bytes);
+            "dataset: validation %" PRId64 ", batch %" PRId64 ", threads %d (0 .. %d)",
+            o->validation, o->batch, o->threads, MAX_THREADS);
     TRY(pack_reader_open(path, &ds->pack));
     const pack_reader *p = ds->pack;
     REQUIRE(o->validation < p->n, CONFIG,
@@ -231,7 +229,7 @@ static ddpm_status open_all(ddpm_dataset *ds, const char *path)
     const int64_t limit = o->memory_bytes ? o->memory_bytes : DEFAULT_MEMORY_BYTES;
     size_t bytes = 0;
     REQUIRE(checked_mul((size_t)p->n, p->image_bytes, &bytes), FORMAT, "%s: too large", path);
-    if (bytes <= (uint64_t)limit) {
+    if (limit > 0 && bytes <= (uint64_t)limit) {
         ds->memory = malloc(bytes);
         REQUIRE(ds->memory, NOMEM, "%s: %zu bytes to hold it in memory", path, bytes);
         TRY(pack_reader_all(p, ds->memory));

@@ -106,6 +106,18 @@ static ddpm_status host_create(ddpm_trainer *t)
     return DDPM_OK;
 }
 
+/* What a step takes from the host where the pack is not on the device. */
+static size_t upload_bytes(const ddpm_trainer *t)
+{
+    enum { UNIT = 256 }; /* of ddpm_backend_reserve_uploads */
+    const size_t n = (size_t)t->batch, label = t->cfg.model.num_classes ? n * sizeof *t->label : 0;
+    const size_t sizes[] = {n * (size_t)(t->h * t->w * t->c), n * sizeof *t->flip, label};
+    size_t sum = 0;
+    for (int i = 0; i < 3; i++)
+        sum += (sizes[i] + UNIT - 1) / UNIT * UNIT;
+    return sum;
+}
+
 /* ---- does it fit? ---- */
 
 static ddpm_status needed_bytes(ddpm_trainer *t, int64_t micro_batch, uint64_t *out)
@@ -113,7 +125,8 @@ static ddpm_status needed_bytes(ddpm_trainer *t, int64_t micro_batch, uint64_t *
     ddpm_model_memory m;
     TRY(ddpm_model_measure(t->model, (int)micro_batch, true, &m));
     size_t n = weights_bytes(t);
-    if (!checked_add(n, batch_bytes(t, micro_batch), &n) ||
+    const size_t twice = ddpm_backend_is_cpu(t->be) ? 0 : 2 * upload_bytes(t);
+    if (!checked_add(n, batch_bytes(t, micro_batch), &n) || !checked_add(n, twice, &n) ||
         !checked_add(n, m.activation_bytes, &n) || !checked_add(n, m.scratch_bytes, &n))
         n = SIZE_MAX;
     *out = n;
@@ -173,7 +186,7 @@ static ddpm_status open_data(ddpm_trainer *t)
             "data.pack is empty: name a pack made by `ddpm pack`");
     const ddpm_dataset_options options = {
         .validation = c->data.validation,
-        .memory_bytes = c->data.memory_mib << 20,
+        .memory_bytes = c->data.memory_mib ? c->data.memory_mib << 20 : -1,
         .threads = (int)c->data.threads,
         .batch = t->batch,
         .seed = (uint64_t)c->train.seed,
@@ -231,6 +244,7 @@ static ddpm_status take_blocks(ddpm_trainer *t)
     TRY(ddpm_model_reserve(t->model, (int)t->micro_batch, true));
     TRY(trainer_bind(t, t->p, t->g));
     if (t->data) TRY(trainer_place_pack(t));
+    if (t->data && !t->pack) TRY(ddpm_backend_reserve_uploads(t->be, upload_bytes(t)));
     return ddpm_recording_create(t->be, trainer_step_calls, t, &t->recording);
 }
 

@@ -6,7 +6,7 @@
  * bytes. */
 #include "device_support.h"
 
-static const size_t SLOT = (size_t)4 << 20; /* of the staging ring in memory.c */
+static const size_t SLOT = (size_t)4 << 20; /* of the staging ring in staging.c */
 
 /* Bytes that differ at every place and for every salt. */
 static unsigned char *pattern(size_t bytes, unsigned salt)
@@ -255,12 +255,13 @@ static void sizes_across_slots_come_back(void **state)
     free(p);
 }
 
-/* Many uploads, none waited for: the ring comes round several times, with the caller's memory changed after each. */
+/* Many uploads, none waited for: the ring comes round several times, with the caller's memory changed after each. A slot that is
+ * filled on the device before its last bytes were put in place would spoil those. */
 static void uploads_without_a_wait_share_the_ring(void **state)
 {
     (void)state;
     ddpm_backend *be = create();
-    const size_t all = 5 * SLOT / 2;
+    const size_t all = 13 * SLOT / 2;
     unsigned char *p = pattern(all, 4), *source = malloc(SLOT), *block = taken(be, all);
     assert_non_null(source);
     size_t at = 0;
@@ -277,6 +278,39 @@ static void uploads_without_a_wait_share_the_ring(void **state)
     ddpm_backend_free(be);
     free(source);
     free(p);
+}
+
+/* Larger slots, with bytes under way in the smaller ones. */
+static void room_for_larger_uploads(void **state)
+{
+    (void)state;
+    ddpm_backend *be = create();
+    const size_t all = 3 * SLOT + 5;
+    unsigned char *p = pattern(all, 9), *q = pattern(all, 10), *a = taken(be, all), *b = taken(be, all);
+    const size_t live = cuda_on_cpu_live();
+    assert_ok(ddpm_backend_upload(be, a, p, 1000));
+    assert_ok(ddpm_backend_reserve_uploads(be, 100)); /* there is as much */
+    assert_ok(ddpm_backend_reserve_uploads(be, all));
+    assert_int_equal(cuda_on_cpu_live(), live);
+    holds(be, a, p, 1000);
+    for (int i = 0; i < 5; i++) {
+        assert_ok(ddpm_backend_upload(be, i % 2 ? b : a, i % 2 ? q : p, all));
+        queue_copy(be, i % 2 ? a : b, i % 2 ? b : a, 1);
+    }
+    holds(be, a, p, all);
+    holds(be, b + 1, q + 1, all - 1);
+    cuda_on_cpu_memory((size_t)64 << 20);
+    assert_status(ddpm_backend_reserve_uploads(be, (size_t)40 << 20), DDPM_NOMEM);
+    assert_message("staging");
+    assert_ok(ddpm_backend_upload(be, b, p, all)); /* by the slots there were */
+    holds(be, b, p, all);
+    cuda_on_cpu_memory((size_t)1 << 30);
+    ddpm_backend_release(be, a);
+    ddpm_backend_release(be, b);
+    ddpm_backend_free(be);
+    free(p);
+    free(q);
+    assert_int_equal(cuda_on_cpu_live(), 0);
 }
 
 /* upload, read, upload again, read again, zero, upload a part: everything takes effect in the order it was called. */
@@ -359,6 +393,7 @@ int main(void)
         cmocka_unit_test(scratch_grows_and_stays),
         cmocka_unit_test(sizes_across_slots_come_back),
         cmocka_unit_test(uploads_without_a_wait_share_the_ring),
+        cmocka_unit_test(room_for_larger_uploads),
         cmocka_unit_test(calls_take_effect_in_order),
         cmocka_unit_test(ops_are_ordered_among_copies),
     };

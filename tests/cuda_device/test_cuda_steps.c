@@ -124,6 +124,40 @@ static void where_the_images_lie_changes_nothing(void **state)
     train_close(&x);
 }
 
+/* Batches of steps that are queued cross to the device while none of these steps has begun, and each step still gets its own:
+ * the same bits as with a wait after every step. */
+static void batches_cross_while_steps_wait(void **state)
+{
+    enum { STEPS = 5 };
+    struct trained x, y;
+    char a[SUPPORT_PATH], b[SUPPORT_PATH];
+    int n;
+    open_with(state, "data.memory_mib=0", &recorded, &y);
+    train_steps(&y, 3 + STEPS);
+    save_as(state, &y, "waited.safetensors", b);
+    train_close(&y);
+    for (int order = 0; order < 3; order++) {
+        cuda_on_cpu_schedule((enum cuda_on_cpu_order)order, 3);
+        open_with(state, "data.memory_mib=0", &recorded, &x);
+        assert_null(x.t->pack);
+        train_steps(&x, 3);
+        const long kernels = cuda_on_cpu_kernels();
+        for (int i = 0; i < STEPS; i++)
+            assert_ok(ddpm_trainer_queue(x.t));
+        assert_int_equal(cudaStreamQuery(cuda_of(x.be)->copy), cudaErrorNotReady); /* something is on the way, */
+        while (cudaStreamQuery(cuda_of(x.be)->copy))
+            (void)cudaGetLastError();
+        assert_int_equal(cuda_on_cpu_kernels(), kernels); /* and arrives before the first of the steps begins */
+        assert_ok(ddpm_trainer_collect(x.t, x.t->results, &n));
+        assert_int_equal(n, STEPS);
+        assert_true(cuda_on_cpu_kernels() > kernels);
+        save_as(state, &x, "queued.safetensors", a);
+        train_assert_same_files(a, b);
+        train_close(&x);
+    }
+    cuda_on_cpu_schedule(CUDA_ON_CPU_FORWARD, 1);
+}
+
 static void nothing_is_allocated_after_step_2(void **state)
 {
     struct trained x;
@@ -233,6 +267,7 @@ int main(void)
         cmocka_unit_test(bf16_losses_are_those_of_f32_but_for_rounding),
         cmocka_unit_test(going_on_from_a_checkpoint_gives_the_same_bits),
         cmocka_unit_test(where_the_images_lie_changes_nothing),
+        cmocka_unit_test(batches_cross_while_steps_wait),
         cmocka_unit_test(nothing_is_allocated_after_step_2),
         cmocka_unit_test(a_recorded_sampler_draws_the_same_pictures),
         cmocka_unit_test(an_answer_that_is_not_finite_is_found_and_named),

@@ -185,7 +185,7 @@ static void every_fault_has_its_status(void **state)
                 st = ddpm_recording_run(r);
             const bool reached = cuda_on_cpu_calls() - before >= n;
             cuda_on_cpu_fail_call(0, cudaSuccess, false);
-            if (st) assert_status(st, DDPM_BACKEND);
+            if (st) assert_status(st, is_sticky ? DDPM_BACKEND : DDPM_BUG);
             if (reached && is_sticky) assert_status(st, DDPM_BACKEND);
             if (!st) assert_sum(&s, 8);
             sums_end(&s, r);

@@ -2,8 +2,9 @@
  * C++.
  *
  * The environment sets the same before the first call: CUDA_ON_CPU_SCHEDULE=forward|reverse|random, CUDA_ON_CPU_SEED=n,
- * CUDA_ON_CPU_MEMORY_MIB=n, CUDA_ON_CPU_DEVICES=n, CUDA_ON_CPU_GUARD=1, CUDA_ON_CPU_CUDNN=n. CUDA_ON_CPU_MOST_BLOCKS=n makes
- * grids of kernels whose blocks stride over their work so small that blocks go round several times. */
+ * CUDA_ON_CPU_MEMORY_MIB=n, CUDA_ON_CPU_DEVICES=n, CUDA_ON_CPU_GUARD=1, CUDA_ON_CPU_CUDNN=n; CUDA_ON_CPU_FAIL_CALL=n with
+ * CUDA_ON_CPU_FAIL_CODE=cudaError_t and, for a lasting one, CUDA_ON_CPU_FAIL_STICKS=1. CUDA_ON_CPU_MOST_BLOCKS=n makes grids
+ * of kernels whose blocks stride over their work so small that blocks go round several times. */
 #ifndef CUDA_ON_CPU_CONTROL_H
 #define CUDA_ON_CPU_CONTROL_H
 
@@ -36,6 +37,8 @@ void cuda_on_cpu_only_ends(unsigned blocks);
 void cuda_on_cpu_fail_call(long n, cudaError_t error, bool sticky);
 /* Calls counted so far. */
 long cuda_on_cpu_calls(void);
+/* Called in front of every call that is counted, by its thread, with no lock held: it may fork. NULL: none. */
+void cuda_on_cpu_before_calls(void (*hook)(void));
 
 /* Bytes of device memory from now on. What is allocated stays. */
 void cuda_on_cpu_memory(size_t total_bytes);
@@ -55,6 +58,9 @@ long cuda_on_cpu_kernels(void);
 /* Runs of cuDNN's graphs and of cuBLASLt's products so far, replays included. */
 long cuda_on_cpu_graph_runs(void);
 long cuda_on_cpu_matmul_runs(void);
+/* Added to the time that events tell, for each run of a kernel and of a library: which is faster is then not left to chance.
+ * 0 at first. */
+void cuda_on_cpu_charge(double kernel_milliseconds, double library_milliseconds);
 /* Whether the libraries' stand-ins offer any engine at all; true at first. */
 void cuda_on_cpu_engines(bool exist);
 /* The version that cuDNN's stand-in plays from now on, 91900 or 92600; at first CUDA_ON_CPU_CUDNN, else its headers' own. Only

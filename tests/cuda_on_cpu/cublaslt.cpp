@@ -181,6 +181,7 @@ static buffer gather(const layout &l, bool transposes, bool narrow, const void *
 static void run(const product &p, float alpha, const void *a, const void *b, float beta, const void *c, void *to)
 {
     runs++;
+    charge_library();
     const bool narrow = p.d.compute == CUBLAS_COMPUTE_32F_FAST_TF32;
     const buffer left = gather(p.b, p.d.transposes_b, narrow, b, p.n, p.k), right = gather(p.a, p.d.transposes_a, narrow, a, p.k, p.m);
     buffer sum((size_t)(p.m * p.n), 0.0f);

@@ -542,6 +542,7 @@ static cudnnStatus_t execute(cudnnHandle_t handle, const descriptor *d, const de
     if (s) return s;
     const cudaError_t e = stream_submit(handle->stream, WORK_KERNEL, [=] {
         runs++;
+        charge_library();
         if (p->e.workspace) memset(workspace, 0xFF, (size_t)p->e.workspace);
         run_graph(p->g, p->e, at, values);
         if (p->e.workspace) memset(workspace, 0xFF, (size_t)p->e.workspace);

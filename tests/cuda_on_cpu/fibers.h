@@ -27,6 +27,8 @@ struct fiber {
 
 /* A fiber that begins in entry(), which never returns, at the first switch to it. Aborts where no stack can be had. */
 fiber *fiber_create(void (*entry)());
+/* In the child of a fork: the fibers there were have no stacks any more. */
+void fibers_after_fork();
 /* First thing in entry(). */
 void fiber_begin();
 /* Saves the running fiber in `from` and goes on in `to`. For the stack it was called on, `from` may be all zero. */

@@ -39,6 +39,7 @@ static cudaError_t check(const kernel_call &call)
 static void run_call(const kernel_call &call)
 {
     kernels_run++;
+    charge_kernel();
     kernel_call with_limit = call;
     const auto found = dynamic_bytes_of.find(call.kernel);
     with_limit.static_bytes_max = found == dynamic_bytes_of.end() ? SHARED_BYTES - call.dynamic_bytes : SHARED_BYTES;

@@ -9,19 +9,20 @@
 
 namespace cuda_on_cpu {
 
-static std::recursive_mutex lock;
-static long calls, calls_to_failure;
-static cudaError_t failure = cudaSuccess, stuck = cudaSuccess;
-static bool failure_sticks;
-
-static thread_local cudaError_t last_error = cudaSuccess;
-static thread_local int device = 0;
-
 int number_from_environment(const char *name, int otherwise)
 {
     const char *text = getenv(name);
     return text && *text ? atoi(text) : otherwise;
 }
+
+static std::recursive_mutex lock;
+static long calls, calls_to_failure = number_from_environment("CUDA_ON_CPU_FAIL_CALL", 0);
+static cudaError_t failure = (cudaError_t)number_from_environment("CUDA_ON_CPU_FAIL_CODE", cudaErrorUnknown), stuck = cudaSuccess;
+static bool failure_sticks = number_from_environment("CUDA_ON_CPU_FAIL_STICKS", 0) != 0;
+static void (*before_calls)(void);
+
+static thread_local cudaError_t last_error = cudaSuccess;
+static thread_local int device = 0;
 
 static int devices = number_from_environment("CUDA_ON_CPU_DEVICES", 1);
 
@@ -71,6 +72,7 @@ static cudaError_t asked_failure(entry_kind kind)
 
 cudaError_t enter(entry_kind kind, const std::function<cudaError_t()> &body)
 {
+    if (before_calls && !streams_running()) before_calls();
     std::lock_guard<std::recursive_mutex> holding(lock);
     cudaError_t e;
     if (streams_running()) {
@@ -356,6 +358,11 @@ void cuda_on_cpu_fail_call(long n, cudaError_t error, bool sticky)
 long cuda_on_cpu_calls(void)
 {
     return calls;
+}
+
+void cuda_on_cpu_before_calls(void (*hook)(void))
+{
+    before_calls = hook;
 }
 
 void cuda_on_cpu_devices(int count)

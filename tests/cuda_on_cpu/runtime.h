@@ -70,6 +70,9 @@ void streams_finish();
 void streams_reset();
 size_t streams_live();
 bool streams_running(); /* queued work is being run */
+/* As cuda_on_cpu_charge asks: one of them has run. */
+void charge_kernel();
+void charge_library();
 
 /* ---- capture ---- */
 

@@ -194,8 +194,11 @@ static void test_validation(void **state)
     ddpm_dataset_options o = {.batch = 7, .seed = 1, .validation = 12, .threads = 1};
     ddpm_dataset *a = dataset_make(path, &o);
     o.seed = 2;
-    o.memory_bytes = 1;
+    o.memory_bytes = -1;
     ddpm_dataset *b = dataset_make(path, &o);
+    const int64_t *of_all;
+    assert_non_null(ddpm_dataset_memory(a, &of_all));
+    assert_null(ddpm_dataset_memory(b, &of_all));
     uint8_t x[12 * 4], y[12 * 4];
     int64_t labels[12];
     assert_ok(ddpm_dataset_validation(a, 0, 12, x, labels));

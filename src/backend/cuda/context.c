@@ -100,6 +100,7 @@ static const struct backend_device cuda_device = {
     .free = cuda_free,
     .alloc = cuda_alloc,
     .release = cuda_release,
+    .reserve_uploads = cuda_reserve_uploads,
     .upload = cuda_upload,
     .download = cuda_download,
     .zero = cuda_zero,

@@ -1,7 +1,8 @@
 /* cuda_backend.h - the CUDA device object, and what its files share.
  *
  * context.c   which device, its streams, its name; create and free
- * memory.c    device blocks, scratch, copies through pinned staging
+ * memory.c    device blocks, scratch
+ * staging.c   copies to and from the host, beside the work that is queued
  * errors.c    every CUDA code becomes one status here, with the op's name
  * ops.c       the table: scratch, launch, status, one line an op
  * rating.c    what the device's maker says it can do
@@ -10,7 +11,7 @@
  * graphs.c    recordings: capture, instantiation, launch
  * products.h  convolutions, dense layers and attention by cuDNN and cuBLASLt, where the build has them
  *
- * Order. All ops go to `stream`. Uploads and downloads run on `copy`, ordered against `stream` by events;
+ * Order. All ops go to `stream`. Uploads and downloads cross on `copy`, ordered against `stream` by events;
  * ddpm_backend_sync waits for both. The environment variable DDPM_SYNC=1 waits after every op, so that a fault names
  * the op it came from. */
 #ifndef BACKEND_CUDA_BACKEND_H
@@ -22,7 +23,7 @@
 #include <cuda_runtime_api.h>
 
 struct cuda_block;   /* memory.c */
-struct cuda_staging; /* memory.c */
+struct cuda_staging; /* staging.c */
 struct products;     /* products.h */
 struct cuda_side;    /* side.c */
 
@@ -36,6 +37,7 @@ struct cuda_backend {
     void *scratch; /* one block, the largest that any op has asked for */
     size_t scratch_size;
     size_t scratch_wanted, side_wanted; /* the most that was asked for: of `scratch`, and on the side */
+    size_t scratch_spare, side_spare;   /* what tuning may still add to each */
     struct cuda_side *side;    /* NULL: all on one stream */
     bool passes_side;          /* the op under way need not wait for the side */
     struct products *products; /* NULL: all products by kernels/ */
@@ -51,11 +53,14 @@ static inline struct cuda_backend *cuda_of(ddpm_backend *be)
 }
 
 /* ---- errors.c ---- */
-/* OK, or one status: NOMEM for cudaErrorMemoryAllocation, BACKEND for the rest; the message has `what` (an op's name or
- * a call's), CUDA's name and sentence for the code, and the device. A sticky code marks the backend sick. */
+/* OK, or one status: NOMEM for cudaErrorMemoryAllocation, BUG for codes that only a wrong call gives, BACKEND for the rest;
+ * the message has `what` (an op's name or a call's), CUDA's name and sentence for the code, and the device. A sticky code
+ * marks the backend sick. */
 ddpm_status cuda_check(struct cuda_backend *be, const char *what, cudaError_t e);
 /* The same for calls that cannot report: only sickness is noted, no message is written. */
 void cuda_note(struct cuda_backend *be, const char *what, cudaError_t e);
+/* Whether the thread's context is gone, so that every later call fails alike. */
+bool cuda_is_lost(void);
 /* What a library's call gave; its failure may be the device's, which is then noted. */
 ddpm_status cuda_fault(struct cuda_backend *be, ddpm_status s);
 /* NOMEM for `bytes` that the device would not give, with what is free and what there is in all. */
@@ -65,18 +70,21 @@ ddpm_status cuda_no_memory(struct cuda_backend *be, const char *what, size_t byt
 ddpm_status cuda_enter(struct cuda_backend *be);
 
 /* ---- memory.c ---- */
-ddpm_status cuda_staging_create(struct cuda_backend *be);
-void cuda_staging_free(struct cuda_backend *be);
 ddpm_status cuda_alloc(ddpm_backend *be, size_t bytes, void **out);
 void cuda_release(ddpm_backend *be, void *block);
-ddpm_status cuda_upload(ddpm_backend *be, void *device, const void *host, size_t bytes);
-ddpm_status cuda_download(ddpm_backend *be, void *host, const void *device, size_t bytes);
 ddpm_status cuda_zero(ddpm_backend *be, void *device, size_t bytes);
 ddpm_status cuda_sync(ddpm_backend *be);
 ddpm_status cuda_available(ddpm_backend *be, size_t *out);
 /* Scratch of one op's call; NULL for 0 bytes and while measuring. All ops share the block, one after another. */
 ddpm_status cuda_scratch(struct cuda_backend *be, size_t bytes, void **out);
 void cuda_scratch_free(struct cuda_backend *be);
+
+/* ---- staging.c ---- */
+ddpm_status cuda_staging_create(struct cuda_backend *be);
+void cuda_staging_free(struct cuda_backend *be);
+ddpm_status cuda_reserve_uploads(ddpm_backend *be, size_t bytes);
+ddpm_status cuda_upload(ddpm_backend *be, void *device, const void *host, size_t bytes);
+ddpm_status cuda_download(ddpm_backend *be, void *host, const void *device, size_t bytes);
 
 /* ---- rating.c ---- */
 /* FLOP/s of dense bf16 products with f32 sums; 0 for a device that the table does not know. */

@@ -172,15 +172,16 @@ static ddpm_status collect(const struct cudnn_graph *g, const struct cudnn_plan_
                            struct cudnn_plan_list *list)
 {
     const char *what = "cuDNN heuristics";
+    const cudnnBackendAttributeName_t results = CUDNN_ATTR_ENGINEHEUR_RESULTS;
     cudnnBackendDescriptor_t found[CUDNN_PLANS_MAX] = {NULL};
-    ddpm_status s = DDPM_OK;
-    int64_t n = 0;
-    for (int i = 0; !s && i < CUDNN_PLANS_MAX; i++)
+    int64_t room = 0, n = 0;
+    ddpm_status s = cudnn_check(what, cudnnBackendGetAttribute(heuristics, results, CUDNN_TYPE_BACKEND_DESCRIPTOR, 0, &room, NULL));
+    if (room > CUDNN_PLANS_MAX) room = CUDNN_PLANS_MAX;
+    for (int i = 0; !s && i < room; i++)
         s = cudnn_check(what, cudnnBackendCreateDescriptor(CUDNN_BACKEND_ENGINECFG_DESCRIPTOR, &found[i]));
-    if (!s)
-        s = cudnn_check(what, cudnnBackendGetAttribute(heuristics, CUDNN_ATTR_ENGINEHEUR_RESULTS, CUDNN_TYPE_BACKEND_DESCRIPTOR,
-                                                       CUDNN_PLANS_MAX, &n, found));
-    for (int i = 0; i < CUDNN_PLANS_MAX; i++)
+    if (!s && room)
+        s = cudnn_check(what, cudnnBackendGetAttribute(heuristics, results, CUDNN_TYPE_BACKEND_DESCRIPTOR, room, &n, found));
+    for (int i = 0; i < room; i++)
         if (!s && i < n)
             s = offer(g, rules, found[i], list);
         else
@@ -431,6 +432,7 @@ static ddpm_status fill_pack(const struct cudnn_plan *p, cudaStream_t stream, co
             inner += align_up(t->bytes);
             if (t->place != CUDNN_ZEROED) continue;
             const cudaError_t e = cudaMemsetAsync(pack->data[i], 0, t->bytes, stream);
+            REQUIRE(e != cudaErrorMemoryAllocation, NOMEM, "cuDNN run: %s", cudaGetErrorName(e));
             REQUIRE(!e, BACKEND, "cuDNN run: %s: %s", cudaGetErrorName(e), cudaGetErrorString(e));
         }
     }

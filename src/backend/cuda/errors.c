@@ -42,6 +42,38 @@ static bool is_sticky(cudaError_t e)
     }
 }
 
+/* What only a wrong call gives: no other device would take it. */
+static bool is_our_bug(cudaError_t e)
+{
+    switch (e) {
+    case cudaErrorInvalidValue:
+    case cudaErrorInvalidConfiguration:
+    case cudaErrorInvalidPitchValue:
+    case cudaErrorInvalidSymbol:
+    case cudaErrorInvalidMemcpyDirection:
+    case cudaErrorInvalidResourceHandle:
+    case cudaErrorIllegalState:
+    case cudaErrorNotPermitted:
+    case cudaErrorStreamCaptureUnsupported:
+    case cudaErrorStreamCaptureInvalidated:
+    case cudaErrorStreamCaptureMerge:
+    case cudaErrorStreamCaptureUnmatched:
+    case cudaErrorStreamCaptureUnjoined:
+    case cudaErrorStreamCaptureIsolation:
+    case cudaErrorStreamCaptureImplicit:
+    case cudaErrorStreamCaptureWrongThread:
+    case cudaErrorCapturedEvent:
+        return true;
+    default:
+        return false;
+    }
+}
+
+bool cuda_is_lost(void)
+{
+    return is_sticky(cudaPeekAtLastError());
+}
+
 void cuda_note(struct cuda_backend *be, const char *what, cudaError_t e)
 {
     if (!e) return;
@@ -61,6 +93,7 @@ ddpm_status cuda_check(struct cuda_backend *be, const char *what, cudaError_t e)
     REQUIRE(!be->is_sick, BACKEND, "%s", be->first_fault);
     if (e == cudaErrorMemoryAllocation)
         return FAIL(NOMEM, "%s: out of memory on cuda:%d (%s)", what, be->ordinal, name);
+    REQUIRE(!is_our_bug(e), BUG, "%s: %s on cuda:%d: %s", what, name, be->ordinal, sentence);
     return FAIL(BACKEND, "%s: %s on cuda:%d: %s", what, name, be->ordinal, sentence);
 }
 

@@ -4,6 +4,8 @@
  * copies that tuning works on all follow from it. */
 #include "products.h"
 
+#include "launch.h"
+
 #include <stddef.h>
 
 /* ---- as products of matrices ---- */
@@ -161,12 +163,78 @@ static ddpm_status forms_of_linear_bwd_weights(const void *args, const struct cu
     return sums_are_ours(args) ? cudnn_forms_linear_bwd_weights(args, rules, out) : DDPM_OK;
 }
 
+/* ---- by kernels/ ---- */
+
+#define OWN(op)                                                                                                               \
+    static size_t own_scratch_##op(const void *args)                                                                          \
+    {                                                                                                                         \
+        return scratch_##op(args);                                                                                            \
+    }                                                                                                                         \
+    static cudaError_t own_##op(cudaStream_t stream, const void *args, void *scratch)                                         \
+    {                                                                                                                         \
+        return launch_##op(stream, args, scratch);                                                                            \
+    }
+OWN(conv2d)
+OWN(conv2d_bwd_data)
+OWN(conv2d_bwd_filter)
+OWN(linear)
+OWN(attention)
+OWN(attention_bwd)
+#undef OWN
+
+static struct linear_bwd_args without_dx(const struct linear_bwd_args *a)
+{
+    struct linear_bwd_args weights = *a;
+    weights.dx = NULL;
+    return weights;
+}
+
+static size_t own_scratch_linear_bwd_weights(const void *args)
+{
+    const struct linear_bwd_args a = without_dx(args);
+    return scratch_linear_bwd(&a);
+}
+
+static cudaError_t own_linear_bwd_weights(cudaStream_t stream, const void *args, void *scratch)
+{
+    const struct linear_bwd_args a = without_dx(args);
+    return launch_linear_bwd(stream, &a, scratch);
+}
+
+/* [rows, columns] as images of one pixel. */
+static ddpm_tensor as_images(const ddpm_tensor *t)
+{
+    const int64_t row = t->stride[0];
+    return (ddpm_tensor){.data = t->data,
+                         .dtype = t->dtype,
+                         .rank = 4,
+                         .dim = {t->dim[0], 1, 1, t->dim[1]},
+                         .stride = {row, row, row, 1}};
+}
+
+static size_t own_scratch_linear_bwd_data(const void *args)
+{
+    (void)args;
+    return 0;
+}
+
+static cudaError_t own_linear_bwd_data(cudaStream_t stream, const void *args, void *scratch)
+{
+    const struct linear_bwd_args *a = args;
+    const ddpm_tensor dy = as_images(a->dy), w = as_images(a->w);
+    ddpm_tensor dx = as_images(a->dx);
+    return launch_conv2d_bwd_data(
+        stream,
+        &(struct conv2d_bwd_data_args){.dy = &dy, .w = &w, .stride = 1, .accumulate = a->accumulate, .dx = &dx}, scratch);
+}
+
 /* ---- the tables ---- */
 
 #define UID(name) CUDNN_UID_##name
 #define IN(type, member, ...) {offsetof(struct type, member), false, {__VA_ARGS__}}
 #define OUT(type, member, ...) {offsetof(struct type, member), true, {__VA_ARGS__}}
 #define NUMBER(type, member) {offsetof(struct type, member), sizeof(((struct type *)0)->member)}
+#define BY(name, matrices) forms_of_##name, matrices, own_scratch_##name, own_##name
 #define WINDOW(type)                                                                                                          \
     NUMBER(type, stride), NUMBER(type, pad_top), NUMBER(type, pad_left), NUMBER(type, pad_bottom), NUMBER(type, pad_right)
 
@@ -176,40 +244,40 @@ const struct product_kind product_kinds[PRODUCT_KINDS] = {
                        IN(conv2d_args, emb, UID(EMB)), IN(conv2d_args, residual, UID(RESIDUAL)),
                        OUT(conv2d_args, y, UID(Y), UID(C)), OUT(conv2d_args, sum, UID(SUM)),
                        OUT(conv2d_args, square, UID(SUM_SQUARES))},
-                      {WINDOW(conv2d_args)}, forms_of_conv2d, matrices_of_conv},
+                      {WINDOW(conv2d_args)}, BY(conv2d, matrices_of_conv)},
     [PRODUCT_CONV_DATA] = {"conv2d_bwd_data", sizeof(struct conv2d_bwd_data_args), 3, 6,
                            {IN(conv2d_bwd_data_args, dy, UID(DY), UID(A)), IN(conv2d_bwd_data_args, w, UID(W), UID(B)),
                             OUT(conv2d_bwd_data_args, dx, UID(DX), UID(C), UID(RESIDUAL))},
                            {WINDOW(conv2d_bwd_data_args), NUMBER(conv2d_bwd_data_args, accumulate)},
-                           forms_of_conv2d_bwd_data, matrices_of_conv_data},
+                           BY(conv2d_bwd_data, matrices_of_conv_data)},
     [PRODUCT_CONV_FILTER] = {"conv2d_bwd_filter", sizeof(struct conv2d_bwd_filter_args), 5, 5,
                              {IN(conv2d_bwd_filter_args, x, UID(X), UID(B)), IN(conv2d_bwd_filter_args, dy, UID(DY), UID(A)),
                               OUT(conv2d_bwd_filter_args, dw, UID(DW), UID(C), UID(RESIDUAL)),
                               OUT(conv2d_bwd_filter_args, db, 0), OUT(conv2d_bwd_filter_args, demb, 0)},
-                             {WINDOW(conv2d_bwd_filter_args)}, forms_of_conv2d_bwd_filter, matrices_of_conv_filter},
+                             {WINDOW(conv2d_bwd_filter_args)}, BY(conv2d_bwd_filter, matrices_of_conv_filter)},
     [PRODUCT_LINEAR] = {"linear", sizeof(struct linear_args), 4, 0,
                         {IN(linear_args, x, UID(A)), IN(linear_args, w, UID(B)), IN(linear_args, bias, UID(BIAS)),
                          OUT(linear_args, y, UID(C))},
-                        {{0, 0}}, forms_of_linear, matrices_of_linear},
+                        {{0, 0}}, BY(linear, matrices_of_linear)},
     [PRODUCT_LINEAR_DATA] = {"linear_bwd", sizeof(struct linear_bwd_args), 3, 1,
                              {IN(linear_bwd_args, dy, UID(A)), IN(linear_bwd_args, w, UID(B)),
                               OUT(linear_bwd_args, dx, UID(C), UID(RESIDUAL))},
-                             {NUMBER(linear_bwd_args, accumulate)}, forms_of_linear_bwd_data, matrices_of_linear_data},
+                             {NUMBER(linear_bwd_args, accumulate)}, BY(linear_bwd_data, matrices_of_linear_data)},
     [PRODUCT_LINEAR_WEIGHTS] = {"linear_bwd", sizeof(struct linear_bwd_args), 4, 0,
                                 {IN(linear_bwd_args, dy, UID(A)), IN(linear_bwd_args, x, UID(B)),
                                  OUT(linear_bwd_args, dw, UID(C), UID(RESIDUAL)), OUT(linear_bwd_args, db, 0)},
-                                {{0, 0}}, forms_of_linear_bwd_weights, matrices_of_linear_weights},
+                                {{0, 0}}, BY(linear_bwd_weights, matrices_of_linear_weights)},
     [PRODUCT_ATTENTION] = {"attention", sizeof(struct attention_args), 5, 1,
                            {IN(attention_args, q, UID(Q)), IN(attention_args, k, UID(K)), IN(attention_args, v, UID(V)),
                             OUT(attention_args, o, UID(O)), OUT(attention_args, lse, UID(LSE))},
-                           {NUMBER(attention_args, scale)}, forms_of_attention, no_matrices},
+                           {NUMBER(attention_args, scale)}, BY(attention, no_matrices)},
     [PRODUCT_ATTENTION_BWD] = {"attention_bwd", sizeof(struct attention_bwd_args), 9, 1,
                                {IN(attention_bwd_args, q, UID(Q)), IN(attention_bwd_args, k, UID(K)),
                                 IN(attention_bwd_args, v, UID(V)), IN(attention_bwd_args, o, UID(O)),
                                 IN(attention_bwd_args, lse, UID(LSE)), IN(attention_bwd_args, d_o, UID(DO)),
                                 OUT(attention_bwd_args, dq, UID(DQ)), OUT(attention_bwd_args, dk, UID(DK)),
                                 OUT(attention_bwd_args, dv, UID(DV))},
-                               {NUMBER(attention_bwd_args, scale)}, forms_of_attention_bwd, no_matrices},
+                               {NUMBER(attention_bwd_args, scale)}, BY(attention_bwd, no_matrices)},
 };
 
 const ddpm_tensor *product_tensor(const struct product_kind *k, const void *args, int field)

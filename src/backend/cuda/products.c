@@ -231,8 +231,14 @@ static void *scratch_behind(void *scratch, const struct product_way *way)
     return (unsigned char *)scratch + workspace_bytes(way);
 }
 
+static bool is_own(const struct product_way *way)
+{
+    return !way->plan && !way->matmul;
+}
+
 size_t product_scratch(const struct product *p, const struct product_way *way)
 {
+    if (is_own(way)) return align_up(product_kinds[p->kind].own_scratch(p->args));
     return workspace_bytes(way) + remainder_bytes(p, way);
 }
 
@@ -252,6 +258,7 @@ static void *find_pointer(const void *from, int64_t uid)
 bool product_fits(const struct product *p, const struct product_way *way, const void *args)
 {
     struct pointers all;
+    if (is_own(way)) return true;
     all.n = product_pointers(&product_kinds[p->kind], args, all.at);
     for (int i = 0; i < all.n; i++) {
         const struct cudnn_pointer *x = &all.at[i];
@@ -339,8 +346,10 @@ static ddpm_status run_filter(struct products *all, const struct product_way *wa
 ddpm_status product_run(struct products *all, const struct product *p, const struct product_way *way, const void *args,
                         cudaStream_t stream, void *scratch)
 {
+    const struct product_kind *k = &product_kinds[p->kind];
     struct pointers at;
-    at.n = product_pointers(&product_kinds[p->kind], args, at.at);
+    if (is_own(way)) return cuda_check(all->be, k->op, k->own(stream, args, scratch));
+    at.n = product_pointers(k, args, at.at);
     if (p->kind == PRODUCT_CONV) return run_conv(all, p, way, args, &at, stream, scratch);
     if (p->kind == PRODUCT_CONV_FILTER) return run_filter(all, way, args, &at, stream, scratch);
     TRY(run_engine(all, way, &at, stream, scratch));
@@ -377,8 +386,10 @@ static bool runs_aside(const struct products *all, enum product_kind_name kind)
     return kind == PRODUCT_CONV_FILTER && all->be->side;
 }
 
+/* While measuring, also what tuning may take beyond it. */
 static ddpm_status take_scratch(struct products *all, const struct product *p, void **out)
 {
+    if (!p->is_tuned) *(runs_aside(all, p->kind) ? &all->be->side_spare : &all->be->scratch_spare) = TUNE_MORE_SCRATCH;
     return runs_aside(all, p->kind) ? cuda_side_scratch(all->be, p->scratch_bytes, out)
                                     : cuda_scratch(all->be, p->scratch_bytes, out);
 }
@@ -401,7 +412,7 @@ static ddpm_status run(struct products *all, const struct product *p, const void
     cuda_range_begin(op);
     const ddpm_status s = enqueue(all, p, args, scratch);
     cuda_range_end();
-    if (s) return cuda_fault(all->be, s);
+    TRY(s);
     return all->be->syncs_each_op ? cuda_check(all->be, op, cudaStreamSynchronize(all->be->stream)) : DDPM_OK;
 }
 
@@ -463,7 +474,7 @@ ddpm_status products_try(struct cuda_backend *be, int op, const void *args, bool
     *is_done = false;
     if (!be->products) return DDPM_OK;
     be->passes_side = op == OP_conv2d_bwd_data && cuda_side_lets_pass(be, args);
-    const ddpm_status s = try_op(be, op, args, is_done);
+    const ddpm_status s = cuda_fault(be, try_op(be, op, args, is_done));
     be->passes_side = false;
     return s;
 }

@@ -56,6 +56,9 @@ struct product_kind {
     ddpm_status (*forms)(const void *args, const struct cudnn_plan_rules *rules, struct cudnn_forms *out);
     /* Whether the call is one product of matrices, and which; `left` of cudnn_left. */
     bool (*matrices)(const void *args, struct matmul_shape *out, unsigned *left);
+    /* The same by kernels/. */
+    size_t (*own_scratch)(const void *args);
+    cudaError_t (*own)(cudaStream_t stream, const void *args, void *scratch);
 };
 
 extern const struct product_kind product_kinds[PRODUCT_KINDS];
@@ -69,10 +72,10 @@ int product_pointers(const struct product_kind *k, const void *args, struct cudn
 
 /* One way to compute a call. */
 struct product_way {
-    const char *form;        /* "fused", "plain", "matmul", "cublaslt", ...; static */
+    const char *form;        /* "fused", "plain", "matmul", "cublaslt", "own", ...; static */
     unsigned left;           /* of cudnn_left */
     struct cudnn_plan *plan; /* or */
-    struct matmul *matmul;
+    struct matmul *matmul;   /* or neither: kernels/ */
     float milliseconds; /* 0: not timed */
 };
 
@@ -90,7 +93,7 @@ struct product {
     struct cudnn_forms forms;
     int n_ways;
     struct product_way way[PRODUCT_WAYS];
-    int chosen;    /* -1: left to kernels/ */
+    int chosen;    /* -1: there is none, the op is left to kernels/ */
     bool is_tuned; /* or needs not to be */
     size_t scratch_bytes; /* of the chosen way */
 };
@@ -123,6 +126,8 @@ struct cudnn_plan_rules product_rules(const struct products *all);
 ddpm_status tune_first(struct products *all, struct product *p);
 /* Times the ways of every entry that has not been. */
 ddpm_status tune_all(struct products *all);
+/* A way may want so much more scratch than the entry's first. What is measured promises it, until all is timed. */
+#define TUNE_MORE_SCRATCH ((size_t)32 << 20)
 
 /* ---- tune_cache.c ---- */
 

@@ -3,8 +3,8 @@
  * An entry begins with one way, so that its scratch is known: what the cache has from an earlier run, else the first plan
  * that can be built. Before the first call that counts all other ways of all new entries are built in threads (compiling one
  * takes up to some seconds, and there are dozens) and timed one after another on memory of their own that is given back
- * afterwards; the fastest stays. Where determinism is asked for the first way stays, for which one is fastest changes from
- * run to run.
+ * afterwards; our own kernel is one of them, and the fastest stays. Where determinism is asked for the first way stays, for
+ * which one is fastest changes from run to run.
  *
  * Which form is tried first: with cuDNN before 9.26 the engines that compute epilogues on Hopper are those of the generation
  * before, so the plainest form leads; later the most fused one. */
@@ -13,11 +13,11 @@
 #include "launch.h"
 
 #include <pthread.h>
+#include <sched.h>
 #include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <unistd.h>
 #include <xxhash.h>
 
 enum {
@@ -26,10 +26,10 @@ enum {
     MOST_PRECOMPILED = 12,
     MOST_THREADS = 16,
     RUNS = 3,
+    HOPELESS = 4, /* a way whose first run takes so many times the best one's is not run again */
 };
 
-/* A candidate with this much more workspace than the entry began with is not worth the memory. */
-static const size_t MORE_SCRATCH = (size_t)32 << 20;
+static const char OWN[] = "own";
 
 /* ---- the ways of an entry ---- */
 
@@ -51,6 +51,12 @@ static bool has_plan(const struct product *p, const struct cudnn_form *f, const 
     return false;
 }
 
+/* A form or an engine that cannot be had is passed over; a device that is gone is a failure. */
+static ddpm_status passed_over(ddpm_status s)
+{
+    return s == DDPM_BACKEND && !cuda_is_lost() ? DDPM_OK : s;
+}
+
 /* Plans of one form, in the order of the heuristics: at most `most` more. What cannot be built is passed over. */
 static ddpm_status add_plans(struct products *all, struct product *p, const struct cudnn_form *f, int most)
 {
@@ -59,8 +65,7 @@ static ddpm_status add_plans(struct products *all, struct product *p, const stru
     ddpm_status s = cudnn_plan_list(f->graph, all->device, &rules, &list);
     for (int i = 0, built = 0; !s && i < list.n && built < most && p->n_ways < PRODUCT_WAYS; i++) {
         struct cudnn_plan *plan = NULL;
-        s = cudnn_plan_build(f->graph, &list, i, &plan);
-        if (s == DDPM_BACKEND) s = DDPM_OK; /* this engine not, then */
+        s = passed_over(cudnn_plan_build(f->graph, &list, i, &plan));
         if (!plan) continue;
         if (has_plan(p, f, plan)) {
             cudnn_plan_free(plan);
@@ -88,6 +93,11 @@ static ddpm_status add_matmuls(struct products *all, struct product *p, int most
         else
             matmul_free(found[i]);
     return DDPM_OK;
+}
+
+static void add_own(struct product *p)
+{
+    p->way[p->n_ways++] = (struct product_way){.form = OWN};
 }
 
 static void choose(struct product *p, int i)
@@ -131,7 +141,9 @@ static ddpm_status recall(struct products *all, struct product *p)
     struct matmul_shape shape;
     ddpm_status s = DDPM_OK;
     if (!text) return DDPM_OK;
-    if (strcmp(form, "own") == 0) {
+    if (strcmp(form, OWN) == 0) {
+        add_own(p);
+        choose(p, 0);
         p->is_tuned = true;
         return DDPM_OK;
     }
@@ -158,8 +170,8 @@ static ddpm_status remember(struct products *all, const struct product *p)
 {
     char key[KEY_BYTES], *text = NULL;
     write_cache_key(p, key);
-    if (p->chosen < 0) return tune_cache_put(all->cache, key, "own", "");
-    const struct product_way *w = &p->way[p->chosen];
+    const struct product_way *w = p->chosen < 0 ? NULL : &p->way[p->chosen];
+    if (!w || w->form == OWN) return tune_cache_put(all->cache, key, OWN, "");
     TRY(w->plan ? cudnn_plan_to_json(w->plan, &text) : matmul_to_text(w->matmul, &text));
     const ddpm_status s = tune_cache_put(all->cache, key, w->form, text);
     free(text);
@@ -173,7 +185,7 @@ ddpm_status tune_first(struct products *all, struct product *p)
     const struct cudnn_plan_rules rules = product_rules(all);
     choose(p, -1);
     const ddpm_status s = product_kinds[p->kind].forms(p->args, &rules, &p->forms);
-    if (s != DDPM_SHAPE && s != DDPM_BACKEND) TRY(s); /* those two: nothing that cuDNN could describe */
+    if (s != DDPM_SHAPE) TRY(passed_over(s)); /* those two: nothing that cuDNN could describe */
     if (!rules.is_deterministic) TRY(recall(all, p));
     if (p->is_tuned) {
         cudnn_forms_release(&p->forms);
@@ -227,8 +239,11 @@ static ddpm_status build_all(struct products *all, struct product **product, int
 {
     struct builders b = {.all = all, .product = product, .n = n, .lock = PTHREAD_MUTEX_INITIALIZER};
     pthread_t thread[MOST_THREADS];
-    const long cpus = sysconf(_SC_NPROCESSORS_ONLN);
+    cpu_set_t set; /* those this process may run on */
+    const int cpus = sched_getaffinity(0, sizeof set, &set) == 0 ? CPU_COUNT(&set) : 1;
     int started = 0;
+    for (int i = 0; i < n; i++)
+        add_own(product[i]); /* behind its first way */
     while (started < MOST_THREADS && started + 1 < cpus && started + 1 < n &&
            pthread_create(&thread[started], NULL, builder, &b) == 0)
         started++;
@@ -275,7 +290,7 @@ static size_t tensors_bytes(const struct product *p)
 
 static bool is_worth_it(const struct product *p, const struct product_way *w)
 {
-    return product_scratch(p, w) <= p->scratch_bytes + MORE_SCRATCH;
+    return product_scratch(p, w) <= p->scratch_bytes + TUNE_MORE_SCRATCH;
 }
 
 static size_t bench_bytes(const struct product *p)
@@ -308,17 +323,30 @@ static cudaError_t read_again(cudaStream_t stream, const struct product *p, cons
     return cudaMemcpyAsync((unsigned char *)a->y->data + half, a->y->data, half, cudaMemcpyDefault, stream);
 }
 
-static ddpm_status time_way(struct bench *b, struct product *p, struct product_way *w, void *scratch)
+/* Milliseconds of one of n runs. */
+static ddpm_status time_runs(struct bench *b, struct product *p, const struct product_way *w, void *scratch, int n, float *each)
 {
     struct cuda_backend *be = b->all->be;
-    for (int i = 0; i <= RUNS; i++) {
-        if (i == 1) TRY(cuda_check(be, "tuning", cudaEventRecord(b->begin, be->stream))); /* the first run warms up */
+    float all;
+    TRY(cuda_check(be, "tuning", cudaEventRecord(b->begin, be->stream)));
+    for (int i = 0; i < n; i++) {
         TRY(product_run(b->all, p, w, p->args, be->stream, scratch));
         TRY(cuda_check(be, "tuning", read_again(be->stream, p, w)));
     }
     TRY(cuda_check(be, "tuning", cudaEventRecord(b->end, be->stream)));
     TRY(cuda_check(be, "tuning", cudaEventSynchronize(b->end)));
-    return cuda_check(be, "tuning", cudaEventElapsedTime(&w->milliseconds, b->begin, b->end));
+    TRY(cuda_check(be, "tuning", cudaEventElapsedTime(&all, b->begin, b->end)));
+    *each = all / (float)n;
+    return DDPM_OK;
+}
+
+/* least: of the ways before, 0: none. */
+static ddpm_status time_way(struct bench *b, struct product *p, struct product_way *w, void *scratch, float least)
+{
+    TRY(product_run(b->all, p, w, p->args, b->all->be->stream, scratch)); /* warms up: code may be loaded only now */
+    TRY(time_runs(b, p, w, scratch, 1, &w->milliseconds));
+    if (least > 0 && w->milliseconds > HOPELESS * least) return DDPM_OK;
+    return time_runs(b, p, w, scratch, RUNS, &w->milliseconds);
 }
 
 static ddpm_status time_product(struct bench *b, struct product *p)
@@ -335,7 +363,7 @@ static ddpm_status time_product(struct bench *b, struct product *p)
     for (int i = 0; i < p->n_ways && !s; i++) {
         struct product_way *w = &p->way[i];
         if (!is_worth_it(p, w)) continue;
-        s = cuda_fault(be, time_way(b, p, w, scratch));
+        s = cuda_fault(be, time_way(b, p, w, scratch, least));
         if (s == DDPM_BACKEND && !be->is_sick) { /* this way does not run here */
             s = DDPM_OK;
             if (i == best) best = -1;
@@ -425,6 +453,7 @@ static ddpm_status time_all(struct products *all, struct product **product, int 
     for (int i = 0; i < n; i++)
         drop_others(product[i]);
     all->n_untuned = 0;
+    all->be->scratch_spare = all->be->side_spare = 0; /* nothing is open any more */
     tune_cache_save(all, all->cache);
     return DDPM_OK;
 }
