@@ -229,20 +229,21 @@ cuda() {
     options=("-DCUDAToolkit_ROOT=$(toolkit --compiler)")
     tests/build/kernels.py --nvcc "$(toolkit)/bin/nvcc"
 
-    # Kernels and what is about them in three orders of a block's threads; the rest does not depend on it.
+    # Kernels and what is about them in three orders of a block's threads, the rest in one; also with so few blocks that each
+    # goes round several times.
     section "CUDA backend on the CPU, under AddressSanitizer and UndefinedBehaviorSanitizer"
     build emulated cuda_tests
     CUDA_ON_CPU_SCHEDULE=forward run_tests build-emulated -L "$kernel_tests|^(cuda_device|cuda|golden)$"
-    section "the same, reverse order"
-    CUDA_ON_CPU_SCHEDULE=reverse run_tests build-emulated -L "$kernel_tests" -E "$twins"
+    section "the same, reverse order, few blocks"
+    CUDA_ON_CPU_MOST_BLOCKS=3 CUDA_ON_CPU_SCHEDULE=reverse run_tests build-emulated -L "$kernel_tests" -E "$twins"
     section "the same, random order"
     CUDA_ON_CPU_SCHEDULE=random run_tests build-emulated -L "$kernel_tests" -E "$twins"
     section "lines of kernels and of the device layer executed"
     tests/build/coverage.py build-emulated --least 95 --least-device 90 --list
 
-    section "races in shared memory"
+    section "races in shared memory, few blocks"
     build races op_tests kernels_tests cuda_on_cpu_tests
-    run_tests build-races -L "$kernel_tests" -E "$twins"
+    CUDA_ON_CPU_MOST_BLOCKS=3 run_tests build-races -L "$kernel_tests" -E "$twins"
 
     options=()
 }

@@ -106,11 +106,12 @@ static inline int64_t ceil_div(int64_t a, int64_t b)
     return (a + b - 1) / b;
 }
 
-/* Blocks in x for `work` items of `per_block` each, at most `most`: kernels stride over the rest. By shapes alone. */
+/* Blocks in x for `work` items of `per_block` each, at most `most`: kernels stride over the rest. By shapes alone; tests may
+ * ask for fewer, so that blocks have rests. */
 static inline unsigned grid_for(int64_t work, int64_t per_block, int64_t most = 65535)
 {
-    const int64_t blocks = ceil_div(work, per_block);
-    return (unsigned)(blocks < 1 ? 1 : blocks < most ? blocks : most);
+    const int64_t blocks = ceil_div(work, per_block), wanted = launch_most_blocks(), limit = wanted < most ? wanted : most;
+    return (unsigned)(blocks < 1 ? 1 : blocks < limit ? blocks : limit);
 }
 
 /* A grid that must have exactly so many blocks; beyond what CUDA takes it is 0, and the launch is refused. */

@@ -14,11 +14,17 @@
 
 #include <cuda_bf16.h>
 #include <cuda_runtime.h>
+#include <stdint.h>
 
 #define SHARED(type, name, count) __shared__ type name[count]
 #define SHARED_DYNAMIC(type, name)                                                                                        \
     extern __shared__ __align__(16) unsigned char shared_dynamic_[];                                                      \
     type *const name = reinterpret_cast<type *>(shared_dynamic_)
+
+static inline int64_t launch_most_blocks(void)
+{
+    return INT64_MAX;
+}
 
 /* The launch's own status; faults inside the kernel arrive later, at a synchronisation. */
 template <class... P, class... A>

@@ -8,7 +8,7 @@ the tests that execute that place.
 Compiling takes longest, so all mutants are compiled at once: each place becomes a choice made when the program runs, by the number
 in MUTANT (`a < b` becomes `a < mutant_compare<7, '<'>() < b`, which keeps the precedence). The same programs note which places a
 test executes. A mutant is caught when a test fails, crashes, deadlocks or takes ten times its time: schedule forward first, then
-reverse; a missing barrier also under the checker of shared-memory races.
+reverse with so few blocks that each goes round several times; a missing barrier also under the checker of shared-memory races.
 
 Places are drawn by a fixed seed, evenly over the files by size; those that do not compile (constants) are replaced by the next.
 What is known is kept in BUILD/mutants/results.tsv (--results), and a second run goes on from there; --again tries survivors again,
@@ -255,6 +255,7 @@ class Build:
         """None when the test passes, else how it failed."""
         environment = {**os.environ, "DDPM_TEST_DEVICE": "cuda", "DDPM_SYNC": "1", "DDPM_LIBRARIES": "0", "DDPM_CACHE": "",
                        "CUDA_ON_CPU_SCHEDULE": schedule, "OMP_NUM_THREADS": "1"}
+        environment.update({"CUDA_ON_CPU_MOST_BLOCKS": "3"} if races or schedule == "reverse" else {})
         environment.update({"MUTANT": str(mutant)} if mutant is not None else {})
         environment.update({"MUTANTS_SEEN": seen} if seen else {})
 

@@ -61,6 +61,8 @@ size_t shared_static_bytes(const void *kernel);
 
 /* ---- launches (launch.cpp) ---- */
 
+/* Of a grid whose blocks stride over their work. */
+int64_t most_blocks();
 /* Checks the launch and queues it on `stream`; `destroy` is called with call.code once nobody can run it any more,
  * after a refusal too. */
 cudaError_t launch(const kernel_call &call, cudaStream_t stream, void (*destroy)(const void *code));

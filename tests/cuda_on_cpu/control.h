@@ -3,7 +3,8 @@
  *
  * The environment sets the same before the first call: CUDA_ON_CPU_SCHEDULE=forward|reverse|random, CUDA_ON_CPU_SEED=n,
  * CUDA_ON_CPU_MEMORY_MIB=n, CUDA_ON_CPU_DEVICES=n, CUDA_ON_CPU_GUARD=1, CUDA_ON_CPU_CUDNN=n; CUDA_ON_CPU_FAIL_CALL=n with
- * CUDA_ON_CPU_FAIL_CODE=cudaError_t and, for a lasting one, CUDA_ON_CPU_FAIL_STICKS=1. */
+ * CUDA_ON_CPU_FAIL_CODE=cudaError_t and, for a lasting one, CUDA_ON_CPU_FAIL_STICKS=1. CUDA_ON_CPU_MOST_BLOCKS=n makes grids
+ * of kernels whose blocks stride over their work so small that blocks go round several times. */
 #ifndef CUDA_ON_CPU_CONTROL_H
 #define CUDA_ON_CPU_CONTROL_H
 

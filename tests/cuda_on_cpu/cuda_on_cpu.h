@@ -84,6 +84,12 @@ template <class... P> struct kernel_code {
 
 } // namespace cuda_on_cpu
 
+/* CUDA_ON_CPU_MOST_BLOCKS, for kernels whose blocks stride over their work. */
+static inline int64_t launch_most_blocks(void)
+{
+    return cuda_on_cpu::most_blocks();
+}
+
 /* As in device.cuh: the launch's own status. The kernel runs when something waits for `stream`. */
 template <class... P, class... A>
 static inline cudaError_t launch_kernel(void (*kernel)(P...), dim3 grid, dim3 block, size_t shared_bytes,

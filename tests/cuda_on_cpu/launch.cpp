@@ -48,6 +48,12 @@ static void run_call(const kernel_call &call)
     run_grid(with_limit);
 }
 
+int64_t most_blocks()
+{
+    static const int n = number_from_environment("CUDA_ON_CPU_MOST_BLOCKS", 0);
+    return n > 0 ? n : INT64_MAX;
+}
+
 cudaError_t launch(const kernel_call &call, cudaStream_t stream, void (*destroy)(const void *code))
 {
     const std::shared_ptr<const void> code(call.code, destroy);

@@ -32,6 +32,7 @@ enum entry_kind {
 /* Takes the lock, counts, fails where a test asked for it; else the result of `body`. An error becomes the thread's
  * last. */
 cudaError_t enter(entry_kind kind, const std::function<cudaError_t()> &body);
+int number_from_environment(const char *name, int otherwise);
 /* Without the lock or a count, for the few calls that only look. */
 int current_device();
 int device_count();

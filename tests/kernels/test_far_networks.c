@@ -201,8 +201,8 @@ static void check_conv_images(ddpm_dtype dtype, int askew)
     ddpm_tensor embs[] = {ddpm_tensor_slice(&emb.all, OUT, OUT),
                           ddpm_tensor_slice(&emb.tail, OUT, OUT)};
     FAR_LAUNCH(conv2d, 1,
-               FAR_ARGS(&xs[0], &w.all, &bias, &embs[0], &residual.all, 1, 1, 1, 1, 1, &y.all),
-               FAR_ARGS(&xs[1], &w.all, &bias, &embs[1], &residual.tail, 1, 1, 1, 1, 1, &y.tail));
+               FAR_ARGS(&xs[0], &w.all, &bias, &embs[0], &residual.all, 1, 1, 1, 1, 1, &y.all, NULL, NULL, NULL),
+               FAR_ARGS(&xs[1], &w.all, &bias, &embs[1], &residual.tail, 1, 1, 1, 1, 1, &y.tail, NULL, NULL, NULL));
     far_check(y, 0);
     FAR_LAUNCH(conv2d_bwd_data, 1, FAR_ARGS(&residual.all, &w.all, 1, 1, 1, 1, 1, true, &dxs[0]),
                FAR_ARGS(&residual.tail, &w.all, 1, 1, 1, 1, 1, true, &dxs[1]));
@@ -233,8 +233,8 @@ static void test_conv_channels(void **state)
         ddpm_tensor y = ddpm_tensor_4d(far_take(PIXELS * k * 4), IMAGES, SIDE, SIDE, k);
         ddpm_tensor own = ddpm_tensor_4d(zeros(PIXELS * OUT), IMAGES, SIDE, SIDE, OUT);
         y.dtype = own.dtype = dtype;
-        FAR_LAUNCH(conv2d, 1, FAR_ARGS(&x.all, &w.all, NULL, NULL, NULL, 1, 0, 0, 0, 0, &y),
-                   FAR_ARGS(&x.all, &w.tail, NULL, NULL, NULL, 1, 0, 0, 0, 0, &own));
+        FAR_LAUNCH(conv2d, 1, FAR_ARGS(&x.all, &w.all, NULL, NULL, NULL, 1, 0, 0, 0, 0, &y, NULL, NULL, NULL),
+                   FAR_ARGS(&x.all, &w.tail, NULL, NULL, NULL, 1, 0, 0, 0, 0, &own, NULL, NULL, NULL));
         const struct values far = {y.data, PIXELS * k, dtype},
                             near = {own.data, PIXELS * OUT, dtype};
         for (int64_t i = 0; i < OUT; i++) { /* of the last pixel, in the last block */
@@ -370,8 +370,8 @@ static void test_conv_strides(void **state)
         ddpm_tensor fx = apart(&x, 2, step), fdx = apart(&dx, 2, step);
         ddpm_tensor fw = apart(&w, 2, step), fdw = apart(&dw, 2, step);
         fw.stride[1] = fw.stride[2] = fdw.stride[1] = fdw.stride[2] = C;
-        FAR_LAUNCH(conv2d, 0, FAR_ARGS(&fx, &fw, NULL, NULL, NULL, 1, 0, 0, 0, 0, &own),
-                   FAR_ARGS(&x, &w, NULL, NULL, NULL, 1, 0, 0, 0, 0, &y));
+        FAR_LAUNCH(conv2d, 0, FAR_ARGS(&fx, &fw, NULL, NULL, NULL, 1, 0, 0, 0, 0, &own, NULL, NULL, NULL),
+                   FAR_ARGS(&x, &w, NULL, NULL, NULL, 1, 0, 0, 0, 0, &y, NULL, NULL, NULL));
         same_apart(&own, &y, 2);
         FAR_LAUNCH(conv2d_bwd_data, 0, FAR_ARGS(&y, &fw, 1, 0, 0, 0, 0, true, &fdx),
                    FAR_ARGS(&y, &w, 1, 0, 0, 0, 0, true, &dx));
