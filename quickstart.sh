@@ -3,7 +3,7 @@
 #
 #   ./quickstart.sh         installs what is missing, builds, packs Fashion-MNIST, trains, samples
 #   ./quickstart.sh test    installs, builds and runs the proofs that continuous integration runs
-#   ./quickstart.sh proofs  the longer ones: lines of the CUDA backend executed, bf16 networks, a CUDA build and cuDNN's plans
+#   ./quickstart.sh proofs  the longer ones: a CUDA build, bf16 samplers, every call of CUDA failing in turn
 #
 # Run again, it goes on where it was. Everything it makes lies in build*/ and quickstart/.
 set -euo pipefail
@@ -256,22 +256,20 @@ proofs() {
     install_missing "${build_packages[@]}" "${data_packages[@]}" "${test_packages[@]}"
     options=("-DCUDAToolkit_ROOT=$(toolkit)")
 
-    # One architecture: the kernels were compiled for all of them above.
-    section "CUDA build on a machine without a GPU, cuDNN's plans"
+    # One architecture: `test` compiles the kernels for all of them.
+    section "CUDA build on a machine without a GPU"
     cmake -S . -B build-cuda -G Ninja -DCMAKE_BUILD_TYPE=Release -DDDPM_CUDA=ON -DDDPM_CUDA_ARCHITECTURES=90-real \
         "${options[@]}" > /dev/null
     cmake --build build-cuda
-    if ctest --test-dir build-cuda -N -L cudnn | grep -q 'cudnn/'; then
-        ctest --test-dir build-cuda -j 2 --output-on-failure -L cudnn
-    else
-        echo "left out: no cuDNN here"
-    fi
-    ctest --test-dir build-cuda --output-on-failure --no-tests=error -R 'cli/(device|plan_gpu|usage)'
+    run_tests build-cuda -R 'cli/(device|plan_gpu|usage)'
 
-    section "every call of CUDA, cuDNN and cuBLASLt failing in turn; continuous integration tries some of them"
-    cmake -S . -B build-faults -G Ninja -DCMAKE_BUILD_TYPE=Release -DDDPM_CUDA=EMULATED "${options[@]}" > /dev/null
-    cmake --build build-faults --target test_every_call
-    (cd tests && EVERY_CALL=1 ../build-faults/tests/test_every_call)
+    section "networks and samplers on the CPU's CUDA, f32 and bf16"
+    cmake -S . -B build-plain -G Ninja -DCMAKE_BUILD_TYPE=Release -DDDPM_CUDA=EMULATED "${options[@]}" > /dev/null
+    cmake --build build-plain --target golden_check test_every_call
+    run_tests build-plain -L golden
+
+    section "every call of CUDA, cuDNN and cuBLASLt failing in turn; \`test\` tries some of them"
+    (cd tests && EVERY_CALL=1 ../build-plain/tests/test_every_call)
 
     section "all passed"
 }
