@@ -243,7 +243,7 @@ cuda() {
 
     section "races in shared memory, few blocks"
     build races op_tests kernels_tests cuda_on_cpu_tests
-    CUDA_ON_CPU_MOST_BLOCKS=3 run_tests build-races -L "$kernel_tests" -E "$twins"
+    CUDA_ON_CPU_MOST_BLOCKS=3 run_tests build-races -L "$kernel_tests" -E "$twins|op/test_device$" # no kernel of its own there
 
     options=()
 }

@@ -11,7 +11,7 @@ target_compile_options(ddpm_flags INTERFACE
   -ffp-contract=off -fno-math-errno -fno-trapping-math -fvisibility=hidden)
 target_compile_definitions(ddpm_flags INTERFACE _GNU_SOURCE _FILE_OFFSET_BITS=64)
 if(DDPM_SANITIZE)
-  target_compile_options(ddpm_flags INTERFACE -fsanitize=${DDPM_SANITIZE} -fno-omit-frame-pointer -g)
+  target_compile_options(ddpm_flags INTERFACE -fsanitize=${DDPM_SANITIZE} -fno-omit-frame-pointer -g1)
   target_link_options(ddpm_flags INTERFACE -fsanitize=${DDPM_SANITIZE})
 endif()
 
