@@ -120,6 +120,12 @@ static inline unsigned grid_of_all(int64_t blocks)
     return blocks <= INT32_MAX ? (unsigned)blocks : 0;
 }
 
+/* NULL of NULL. */
+static inline const float *floats_of(const ddpm_tensor *t)
+{
+    return t ? static_cast<const float *>(t->data) : nullptr;
+}
+
 static inline bool is_aligned(const void *p, size_t bytes)
 {
     return reinterpret_cast<uintptr_t>(p) % bytes == 0;

@@ -375,11 +375,6 @@ static unsigned blocks_for(int64_t rows, int64_t columns, int64_t parts)
     return grid_of_all(tiles_for(rows, columns) * parts);
 }
 
-static const float *floats_of(const ddpm_tensor *t)
-{
-    return t ? (const float *)t->data : NULL;
-}
-
 template <class T> static cudaError_t launch_forward(cudaStream_t stream, const struct conv2d_args *a)
 {
     constexpr int WIDTH = pack_of<T>::width;

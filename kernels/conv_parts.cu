@@ -209,11 +209,6 @@ __global__ void __launch_bounds__(32 * FOLD_ROWS)
 
 /* ---- launchers ---- */
 
-static const float *floats_of(const ddpm_tensor *t)
-{
-    return t ? static_cast<const float *>(t->data) : nullptr;
-}
-
 template <class T> static cudaError_t epilogue(cudaStream_t stream, const struct conv2d_args *a)
 {
     constexpr int VEC = pack_of<T>::width;

@@ -437,11 +437,6 @@ static cudaError_t launch_apply(cudaStream_t stream, const norm_call<T> &call, c
     return launch_kernel(groupnorm_resample_kernel<T, VEC>, grid, block, 0, stream, call, s, cut, stats, y);
 }
 
-static const float *floats_of(const ddpm_tensor *t)
-{
-    return t ? static_cast<const float *>(t->data) : nullptr;
-}
-
 /* stats of sliced images: from what was given, else from x. */
 template <class T, int VEC>
 static cudaError_t launch_stats(cudaStream_t stream, const groupnorm_args *a, const norm_call<T> &call, float *part,

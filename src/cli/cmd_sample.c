@@ -181,15 +181,13 @@ static ddpm_status run(struct sample *p, report *r)
     p->job.n_set = p->sets.n;
     p->job.sink = cli_sink(p->is_quiet);
     p->job.stop = cli_stop_flag();
-    commit *file;
-    TRY(report_open_file(p->json, &file));
-    ddpm_status s = cli_device_create(&p->device, &be);
-    if (!s) {
-        s = ddpm_sample_run(be, &p->job, &done);
-        if (!s) fill_report(r, &done);
-        ddpm_sample_report_free(&done);
-        ddpm_backend_free(be);
-    }
+    TRY(cli_device_create(&p->device, &be));
+    ddpm_status s = ddpm_sample_run(be, &p->job, &done);
+    if (!s) fill_report(r, &done);
+    ddpm_sample_report_free(&done);
+    ddpm_backend_free(be);
+    commit *file = NULL;
+    if (!s) s = report_open_file(p->json, &file); /* now: it may lie in the folder of the samples, which was made meanwhile */
     return report_finish(r, s, p->json, file);
 }
 

@@ -46,8 +46,8 @@ void report_show(const report *r, FILE *out);
 /* Onto the screen, as JSON. NOMEM. */
 ddpm_status report_print_json(const report *r);
 
-/* For commands with `--json FILE|-`: the file is opened before the work whose figures it will hold, so that a place that
- * cannot be written to shows at once. path NULL or "-": *out is NULL. CANTCREAT, PERM, IO, NOMEM. */
+/* For commands with `--json FILE|-`: opened before work that would be lost, so that a place that cannot be written to shows at
+ * once. path NULL or "-": *out is NULL. CANTCREAT, PERM, IO, NOMEM. */
 ddpm_status report_open_file(const char *path, commit **out);
 /* After the work ended with `s`: JSON into `file`, whole or not at all, or onto the screen (path "-"); else, and beside a
  * file, the figures for eyes. Frees file; where s is a failure, that is all and s is returned. */

@@ -72,4 +72,8 @@ broken one/grid.png
 # in a folder, too
 flip_byte "$(newest parts)" 20000
 expect 65 "step-00000060" "$ddpm" info --verify parts
+
+# figures may lie in the folder that they are about
+"$ddpm" sample run -n 2 -o figures --json figures/figures.json >out 2>err || fail "figures beside the samples"
+[[ $(figure sampled figures/figures.json) == 2 ]] || fail "no figures beside the samples"
 exit 0

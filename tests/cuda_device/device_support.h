@@ -50,4 +50,12 @@ static inline int device_begin(void **state)
     return 0;
 }
 
+/* With a folder for files as *state, and no choices of engines kept from elsewhere. */
+static inline int device_begin_with_folder(void **state)
+{
+    device_begin(state);
+    setenv("DDPM_CACHE", "", 1);
+    return support_setup(state);
+}
+
 #endif

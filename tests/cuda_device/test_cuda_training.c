@@ -43,17 +43,10 @@ static void what_does_not_fit_is_refused_with_a_size_that_does(void **state)
     cuda_on_cpu_memory(MEMORY);
 }
 
-static int begin(void **state)
-{
-    device_begin(state);
-    setenv("DDPM_CACHE", "", 1);
-    return support_setup(state);
-}
-
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(what_does_not_fit_is_refused_with_a_size_that_does),
     };
-    return cmocka_run_group_tests(tests, begin, support_teardown);
+    return cmocka_run_group_tests(tests, device_begin_with_folder, support_teardown);
 }

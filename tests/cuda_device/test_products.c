@@ -205,13 +205,6 @@ static void weights_beside_inputs(void **state)
     assert_int_equal(cuda_on_cpu_live(), 0);
 }
 
-static int begin(void **state)
-{
-    device_begin(state);
-    setenv("DDPM_CACHE", "", 1);
-    return support_setup(state);
-}
-
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -223,5 +216,5 @@ int main(void)
         cmocka_unit_test(nothing_is_made_in_a_step),
         cmocka_unit_test(weights_beside_inputs),
     };
-    return cmocka_run_group_tests(tests, begin, support_teardown);
+    return cmocka_run_group_tests(tests, device_begin_with_folder, support_teardown);
 }

@@ -158,13 +158,6 @@ static void choices_are_kept(void **state)
     setenv("DDPM_CACHE", "", 1);
 }
 
-static int begin(void **state)
-{
-    device_begin(state);
-    setenv("DDPM_CACHE", "", 1);
-    return support_setup(state);
-}
-
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -172,5 +165,5 @@ int main(void)
         cmocka_unit_test(tuning_keeps_to_what_was_promised),
         cmocka_unit_test(choices_are_kept),
     };
-    return cmocka_run_group_tests(tests, begin, support_teardown);
+    return cmocka_run_group_tests(tests, device_begin_with_folder, support_teardown);
 }
