@@ -2,12 +2,14 @@
  *
  *   forward   y[P,K]  = x[P,C] w^T          started from bias + emb + residual, so that the epilogue costs one write
  *   data      dx[P,C] = dy[P,K] w
- *   filter    dw[K,C] += dy^T x             a task owns a tile of dw and goes through the images in order
+ *   filter    dw[K,C] += dy^T x             few channels: by groups of pixels (tall.h); many: a task owns a tile of dw and goes
+ *                                           through the images in order
  *
  * Pixels of an image whose rows follow each other are one long column of rows; with stride 2, or in a view that leaves gaps,
  * each row of the result is its own product. */
 #include "conv.h"
 #include "gemm.h"
+#include "tall.h"
 
 #include <string.h>
 
@@ -175,16 +177,34 @@ static void filter_task(void *context, int64_t i, int thread)
                      work_of(c, thread));
 }
 
+static struct tall_piece filter_piece(const void *context, int64_t i, float *room)
+{
+    (void)room;
+    const struct call *c = context;
+    const struct conv *s = c->s;
+    const int64_t blocks = conv_blocks(c->span, TALL_ROWS), p0 = i % blocks * TALL_ROWS, span = i / blocks;
+    return (struct tall_piece){.rows = c->span - p0 < TALL_ROWS ? c->span - p0 : TALL_ROWS,
+                               .a = conv_f32(c->filter->dy) + (span * c->span + p0) * s->k, .a_row = s->k,
+                               .b = x_at(c, span / c->n_spans, span % c->n_spans, p0), .b_row = s->stride * c->x->stride[2]};
+}
+
 ddpm_status conv_1x1_filter(ddpm_backend *be, const struct conv *s, const struct conv2d_bwd_filter_args *a)
 {
     struct call c = {.s = s, .filter = a, .x = a->x};
     const size_t sums = conv_line((size_t)(s->n * s->k) * sizeof(float));
+    const bool is_tall = tall_fits(s->k, s->c);
     void *scratch;
     set_spans(&c);
-    TRY(cpu_scratch(be, sums + (size_t)cpu_threads(be) * gemm_work_floats() * sizeof(float), &scratch));
+    const struct tall tall = {.m = s->k, .n = s->c, .pieces = s->n * c.n_spans * conv_blocks(c.span, TALL_ROWS),
+                              .piece = filter_piece, .context = &c, .c = a->dw->data, .c_row = s->w_row};
+    const size_t work = is_tall ? tall_floats(be, &tall) : (size_t)cpu_threads(be) * gemm_work_floats();
+    TRY(cpu_scratch(be, sums + work * sizeof(float), &scratch));
     if (cpu_is_measuring(be)) return DDPM_OK;
     c.work = (float *)scratch + sums / sizeof(float);
-    cpu_run(be, conv_blocks(s->k, TILE_ROWS) * conv_blocks(s->c, TILE_COLUMNS), filter_task, &c);
+    if (is_tall)
+        tall_run(be, &tall, c.work);
+    else
+        cpu_run(be, conv_blocks(s->k, TILE_ROWS) * conv_blocks(s->c, TILE_COLUMNS), filter_task, &c);
     conv_sums(be, s, a->dy, a->db, a->demb, scratch);
     return DDPM_OK;
 }

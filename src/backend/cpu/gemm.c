@@ -9,6 +9,7 @@
 #define KC 256
 #define NC 512
 #define MC 96
+#define READABLE_FLOATS 8192
 
 const struct gemm_kernel *gemm_kernel(void)
 {
@@ -70,11 +71,11 @@ static void pack_a(int64_t m, int64_t k, const float *a, int64_t a_row, int64_t 
     }
 }
 
-/* Rows 4 KiB apart fall on the same cache sets: those are packed too; and so do columns a multiple of 128 bytes apart, of which
- * a sliver takes hundreds. */
-static bool rows_are_readable(const struct gemm *g)
+/* Columns of a matrix that fits the first-level cache whole are read where they are. Else rows 4 KiB apart fall on the same
+ * cache sets: those are packed; and so do columns a multiple of 128 bytes apart, of which a sliver takes hundreds. */
+static bool rows_are_readable(const struct gemm *g, int64_t k)
 {
-    if (g->a_row == 1) return g->a_col % 32 != 0;
+    if (g->a_row == 1) return g->a_col % 32 != 0 || k * g->a_col <= READABLE_FLOATS;
     return g->a_col == 1 && (g->m <= 8 || g->a_row % 1024 != 0);
 }
 
@@ -84,7 +85,7 @@ static void run_block(const struct gemm *g, int64_t m, int64_t n, int64_t k, con
 {
     const struct gemm_kernel *kernel = gemm_kernel();
     const int mr = kernel->mr, nr = kernel->nr;
-    const bool direct = rows_are_readable(g);
+    const bool direct = rows_are_readable(g, k);
     if (!direct) pack_a(m, k, a, g->a_row, g->a_col, mr, pack);
     for (int64_t j = 0; j < n; j += nr) {
         const int cols = n - j < nr ? (int)(n - j) : nr;

@@ -6,9 +6,12 @@
  * fewest, keeps the packed weights. */
 #include "conv.h"
 #include "gemm.h"
+#include "tall.h"
 
 #define ROWS    192 /* of a block, a multiple of every tile's height */
 #define COLUMNS 128 /* a multiple of every panel's width */
+
+enum { SUM_COLUMNS = 16 }; /* of a task of db */
 
 struct linear_call {
     const struct linear_args *fwd;
@@ -90,37 +93,68 @@ static void dx_task(void *context, int64_t i, int thread)
              work_of(c, thread));
 }
 
-/* A block of rows of dw, and the same rows of db. */
 static void dw_task(void *context, int64_t i, int thread)
 {
     const struct linear_call *c = context;
     const struct linear_bwd_args *a = c->bwd;
     const int64_t o0 = i / c->n_columns * ROWS, i0 = i % c->n_columns * COLUMNS;
-    const int64_t rows = c->out - o0 < ROWS ? c->out - o0 : ROWS, step = a->dy->stride[0];
-    const float *dy = f32(a->dy) + o0;
-    gemm_run(&(struct gemm){.m = rows, .n = c->in - i0 < COLUMNS ? c->in - i0 : COLUMNS, .k = c->m,
-                            .a = dy, .a_row = 1, .a_col = step,
+    gemm_run(&(struct gemm){.m = c->out - o0 < ROWS ? c->out - o0 : ROWS,
+                            .n = c->in - i0 < COLUMNS ? c->in - i0 : COLUMNS, .k = c->m,
+                            .a = f32(a->dy) + o0, .a_row = 1, .a_col = a->dy->stride[0],
                             .b = f32(a->x) + i0, .b_row = a->x->stride[0], .b_col = 1,
                             .c = (float *)a->dw->data + o0 * c->in + i0, .c_row = c->in, .accumulate = true},
              work_of(c, thread));
-    if (i0 || !a->db) return;
-    for (int64_t o = 0; o < rows; o++) {
-        float sum = 0;
-        for (int64_t m = 0; m < c->m; m++)
-            sum += dy[m * step + o];
-        ((float *)a->db->data)[o0 + o] += sum;
+}
+
+static struct tall_piece dw_piece(const void *context, int64_t i, float *room)
+{
+    (void)room;
+    const struct linear_call *c = context;
+    const struct linear_bwd_args *a = c->bwd;
+    const int64_t first = i * TALL_ROWS;
+    return (struct tall_piece){.rows = c->m - first < TALL_ROWS ? c->m - first : TALL_ROWS,
+                               .a = f32(a->dy) + first * a->dy->stride[0], .a_row = a->dy->stride[0],
+                               .b = f32(a->x) + first * a->x->stride[0], .b_row = a->x->stride[0]};
+}
+
+/* 16 columns of db, summed in two levels like a convolution's. */
+static void db_task(void *context, int64_t i, int thread)
+{
+    (void)thread;
+    const struct linear_call *c = context;
+    const struct linear_bwd_args *a = c->bwd;
+    const int64_t o0 = i * SUM_COLUMNS, columns = c->out - o0 < SUM_COLUMNS ? c->out - o0 : SUM_COLUMNS;
+    float sum[SUM_COLUMNS] = {0};
+    for (int64_t m0 = 0; m0 < c->m; m0 += ROWS) {
+        const int64_t end = m0 + ROWS < c->m ? m0 + ROWS : c->m;
+        float part[SUM_COLUMNS] = {0};
+        for (int64_t m = m0; m < end; m++)
+            for (int64_t o = 0; o < columns; o++)
+                part[o] += f32(a->dy)[m * a->dy->stride[0] + o0 + o];
+        for (int64_t o = 0; o < columns; o++)
+            sum[o] += part[o];
     }
+    for (int64_t o = 0; o < columns; o++)
+        ((float *)a->db->data)[o0 + o] += sum[o];
 }
 
 ddpm_status cpu_linear_bwd(ddpm_backend *be, const struct linear_bwd_args *a)
 {
     const int64_t m = a->x->dim[0], in = a->x->dim[1], out = a->dy->dim[1];
     struct linear_call c = {.bwd = a, .m = m, .in = in, .out = out, .n_columns = blocks(in, COLUMNS)};
+    const struct tall tall = {.m = out, .n = in, .pieces = blocks(m, TALL_ROWS), .piece = dw_piece, .context = &c,
+                              .c = a->dw->data, .c_row = in};
+    const bool is_tall = tall.pieces > 1 && tall_fits(out, in);
+    const size_t rows_work = (size_t)cpu_threads(be) * gemm_work_floats(), tall_work = is_tall ? tall_floats(be, &tall) : 0;
     void *scratch;
-    TRY(cpu_scratch(be, (size_t)cpu_threads(be) * gemm_work_floats() * sizeof(float), &scratch));
+    TRY(cpu_scratch(be, (rows_work > tall_work ? rows_work : tall_work) * sizeof(float), &scratch));
     if (cpu_is_measuring(be)) return DDPM_OK;
     c.work = scratch;
     if (a->dx) cpu_run(be, blocks(m, ROWS) * c.n_columns, dx_task, &c);
-    cpu_run(be, blocks(out, ROWS) * c.n_columns, dw_task, &c);
+    if (is_tall)
+        tall_run(be, &tall, scratch);
+    else
+        cpu_run(be, blocks(out, ROWS) * c.n_columns, dw_task, &c);
+    if (a->db) cpu_run(be, blocks(out, SUM_COLUMNS), db_task, &c);
     return DDPM_OK;
 }
