@@ -12,7 +12,7 @@
 
 /* Failures of neighbouring calls for one failure tried; EVERY_CALL=1 in the environment tries all, for minutes. */
 #ifdef __SANITIZE_ADDRESS__
-enum { USUALLY = 53 }; /* a fork takes several times as long there */
+enum { USUALLY = 101 }; /* a fork takes several times as long there */
 int __lsan_do_recoverable_leak_check(void);
 #else
 enum { USUALLY = 7 };

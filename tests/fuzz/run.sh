@@ -1,6 +1,6 @@
 #!/bin/bash
-# run.sh BUILD SECONDS [NAME...] - runs every fuzz target (or those named) from its kept corpus; stops at the first finding,
-# whose input stays in BUILD/fuzz/findings. New inputs go to BUILD/fuzz/work, not into the corpus.
+# run.sh BUILD SECONDS [NAME...] - runs every fuzz target (or those named) from its kept corpus, one a core; stops at the first
+# finding, whose input stays in BUILD/fuzz/findings. New inputs go to BUILD/fuzz/work, not into the corpus.
 set -euo pipefail
 build=${1:?usage: run.sh BUILD SECONDS [NAME...]}
 seconds=${2:?usage: run.sh BUILD SECONDS [NAME...]}
@@ -12,17 +12,30 @@ if [ $# -eq 0 ]; then
         [ -x "$program" ] && set -- "$@" "$(basename "$program" | sed s/^fuzz_//)"
     done
 fi
-for name; do
+
+fuzz() {
+    local name=$1 log="$build/fuzz/$1.log" dictionary=()
     mkdir -p "$build/fuzz/work/$name" "$build/fuzz/findings" "$here/corpus/$name"
-    dictionary=()
     [ -f "$here/$name.dict" ] && dictionary=("-dict=$here/$name.dict")
-    echo "== $name"
-    log="$build/fuzz/$name.log"
     if ! "$build/fuzz/fuzz_$name" -max_total_time="$seconds" -max_len=16384 -timeout=10 -rss_limit_mb=1024 \
         -print_final_stats=1 -artifact_prefix="$build/fuzz/findings/$name-" "${dictionary[@]}" \
         "$build/fuzz/work/$name" "$here/corpus/$name" >"$log" 2>&1; then
-        tail -40 "$log"
-        exit 1
+        printf '== %s\n%s\n' "$name" "$(tail -40 "$log")"
+        return 1
     fi
-    grep -E 'number_of_executed_units|average_exec_per_sec' "$log"
+    printf '== %s\n%s\n' "$name" "$(grep -E 'number_of_executed_units|average_exec_per_sec' "$log")"
+}
+
+trap 'kill $(jobs -p) 2>/dev/null || true' EXIT # the others, where one has a finding
+free=$(nproc)
+for name; do
+    if ((free == 0)); then
+        wait -n
+        free=1
+    fi
+    fuzz "$name" &
+    free=$((free - 1))
+done
+while [ -n "$(jobs -p)" ]; do
+    wait -n
 done

@@ -1,11 +1,13 @@
-/* tall.c - products with many rows to sum over and few results: a task takes a group of the rows and has sums of its own.
+/* tall.c - products with many rows to sum over and few results: a task takes a group of the rows
+ * and has sums of its own.
  *
- * With tiles of c as tasks instead, 32 to 64 channels are one task, and one thread takes three times as long as this does on two. */
+ * With tiles of c as tasks instead, 32 to 64 channels are one task, and one thread takes three
+ * times as long as this does on two. */
 #include "tall.h"
 
 #include "gemm.h"
 
-#define SUMS_MOST   ((int64_t)64 << 10)  /* floats of c: half of a core's second-level cache */
+#define SUMS_MOST   ((int64_t)64 << 10) /* floats of c: half of a core's second-level cache */
 #define GROUPS_MOST 32
 #define ALL_SUMS    ((int64_t)256 << 10) /* floats of all groups: adding them up must not show */
 
@@ -24,7 +26,8 @@ bool tall_fits(int64_t m, int64_t n)
 
 static int64_t groups_of(const struct tall *t)
 {
-    const int64_t affordable = ALL_SUMS / (t->m * t->n), most = affordable < GROUPS_MOST ? affordable : GROUPS_MOST;
+    const int64_t affordable = ALL_SUMS / (t->m * t->n),
+                  most = affordable < GROUPS_MOST ? affordable : GROUPS_MOST;
     return t->pieces < most ? t->pieces : most;
 }
 
@@ -51,8 +54,17 @@ static void group_task(void *context, int64_t i, int thread)
     float *work = c->rooms + (size_t)thread * c->room, *room = work + gemm_work_floats();
     for (int64_t j = begin; j < end; j++) {
         const struct tall_piece p = t->piece(t->context, j, room);
-        gemm_run(&(struct gemm){.m = t->m, .n = t->n, .k = p.rows, .a = p.a, .a_row = 1, .a_col = p.a_row,
-                                .b = p.b, .b_row = p.b_row, .b_col = 1, .c = c->sums + i * t->m * t->n, .c_row = t->n,
+        gemm_run(&(struct gemm){.m = t->m,
+                                .n = t->n,
+                                .k = p.rows,
+                                .a = p.a,
+                                .a_row = 1,
+                                .a_col = p.a_row,
+                                .b = p.b,
+                                .b_row = p.b_row,
+                                .b_col = 1,
+                                .c = c->sums + i * t->m * t->n,
+                                .c_row = t->n,
                                 .accumulate = j > begin},
                  work);
     }
@@ -75,7 +87,11 @@ static void row_task(void *context, int64_t i, int thread)
 
 void tall_run(ddpm_backend *be, const struct tall *t, float *scratch)
 {
-    struct call c = {.t = t, .groups = groups_of(t), .sums = scratch, .rooms = scratch + sums_of(t), .room = room_of(t)};
+    struct call c = {.t = t,
+                     .groups = groups_of(t),
+                     .sums = scratch,
+                     .rooms = scratch + sums_of(t),
+                     .room = room_of(t)};
     cpu_run(be, c.groups, group_task, &c);
     cpu_run(be, t->m, row_task, &c);
 }

@@ -1,5 +1,5 @@
-/* tall.h - c[m,n] += a^T b, where a [rows,m] and b [rows,n] have many more rows than columns: the gradient of few weights from many
- * pixels. c has too few tiles to share out, so the rows are. */
+/* tall.h - c[m,n] += a^T b, where a [rows,m] and b [rows,n] have many more rows than columns: the
+ * gradient of few weights from many pixels. c has too few tiles to share out, so the rows are. */
 #ifndef CPU_TALL_H
 #define CPU_TALL_H
 
@@ -22,7 +22,9 @@ struct tall {
     int64_t c_row;
 };
 
-enum { TALL_ROWS = 64 }; /* of a piece, at most: of a and b 64 columns each then fit the first-level cache */
+enum {
+    TALL_ROWS = 64
+}; /* of a piece, at most: of a and b 64 columns each then fit the first-level cache */
 
 /* Whether c is small enough for every group of pieces to have sums of its own. */
 bool tall_fits(int64_t m, int64_t n);
