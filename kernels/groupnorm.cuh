@@ -73,6 +73,15 @@ template <class A> static inline norm_shape norm_shape_of(const A *a)
     return s;
 }
 
+/* A has gamma, beta, scale and shift. */
+template <class A> static inline norm_affine norm_affine_of(const A *a)
+{
+    norm_affine affine = {floats_of(a->gamma), floats_of(a->beta), floats_of(a->scale), floats_of(a->shift), 0, 0};
+    if (a->scale) affine.scale_step = a->scale->stride[0];
+    if (a->shift) affine.shift_step = a->shift->stride[0];
+    return affine;
+}
+
 template <class T, class A> static inline norm_call<T> norm_call_of(const A *a)
 {
     norm_call<T> call = {};
@@ -83,12 +92,7 @@ template <class T, class A> static inline norm_call<T> norm_call_of(const A *a)
     call.resize.w = halves ? a->x1->dim[2] / 2 : a->x1->dim[2];
     call.x1 = static_cast<const T *>(a->x1->data);
     call.x2 = a->x2 ? static_cast<const T *>(a->x2->data) : nullptr;
-    call.affine.gamma = static_cast<const float *>(a->gamma->data);
-    call.affine.beta = static_cast<const float *>(a->beta->data);
-    call.affine.scale = a->scale ? static_cast<const float *>(a->scale->data) : nullptr;
-    call.affine.shift = a->shift ? static_cast<const float *>(a->shift->data) : nullptr;
-    call.affine.scale_step = a->scale ? a->scale->stride[0] : 0;
-    call.affine.shift_step = a->shift ? a->shift->stride[0] : 0;
+    call.affine = norm_affine_of(a);
     call.dropout.p = a->dropout;
     call.dropout.inverse_keep = 1.0f / (1.0f - a->dropout);
     call.dropout.layer = a->layer;

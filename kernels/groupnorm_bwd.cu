@@ -9,10 +9,12 @@
  * Held       small images: x and dy, where dropped values have become 0, stay in shared memory between the sums and dx.
  * Sliced     other images: sums of slices, one block per image and group for what follows from them, then dx, from
  *            the last image to the first, because what was read last is still in cache. du is computed twice.
+ * Given      the sums of sliced images may come from whoever made dy: of dy and of dy x, and then B = (sum dy x - mean
+ *            sum dy) rstd. du is read once.
  * Resampled  as sliced, whatever the size; dy is brought to x's size as it is read, twice.
  * Both end with dgamma and dbeta, added over images in a fixed order. Sums are f32 within a slice, then double.
  * Cost       bytes per value, bf16: held 6 (8 with add), the least possible; sliced 10 (12), and 8 per channel and
- *            slice.
+ *            slice; given 6 (8).
  * Rejected   writing du for the second sweep, as the CPU does: 2 bytes more each way to save arithmetic, and dx may be
  *            the tensor that is added; atomics for dgamma and dbeta (not the same bits twice). */
 #include "groupnorm.cuh"
@@ -170,14 +172,21 @@ groupnorm_bwd_sums_kernel(norm_call<T> call, norm_slices cut, const T *dy_all, c
         float *out = part + item / cut.tiles * 2 * s.c + (at.channel - at.column);
         for (int i = (int)threadIdx.x; i < 2 * width; i += THREADS)
             if (i % width < at.channels) out[i / width * s.c + i % width] = sums[i];
-        __syncthreads();
     }
 }
 
+/* Sums of du and of du (x - mean), or of du x, by channel: `step` floats from one slice of an image to the next, and from
+ * an image's last to the next one's first. */
+struct norm_parts {
+    const float *sum, *product;
+    int64_t slices, step;
+    bool is_centred;
+};
+
 /* A and B of every channel of a group from its slices; terms [N,groups,2]: rstd m1, rstd^2 m2. */
 __global__ void __launch_bounds__(MERGE_THREADS)
-groupnorm_bwd_merge_kernel(norm_shape s, norm_affine affine, norm_gradients to, int64_t slices, const float *part,
-                           const float *stats, float *terms)
+groupnorm_bwd_merge_kernel(norm_shape s, norm_affine affine, norm_gradients to, norm_parts part, const float *stats,
+                           float *terms)
 {
     SHARED(double, room, 2 * MERGE_THREADS); /* [rows,2,columns] */
     SHARED(double, room1, MERGE_THREADS / 32);
@@ -187,17 +196,18 @@ groupnorm_bwd_merge_kernel(norm_shape s, norm_affine affine, norm_gradients to, 
     const double all = (double)(s.pixels * s.group);
     for (int64_t item = blockIdx.x; item < s.n * s.groups; item += gridDim.x) {
         const int64_t n = item / s.groups;
-        const double rstd = (double)stats[2 * item + 1];
+        const double rstd = (double)stats[2 * item + 1], off = part.is_centred ? 0.0 : (double)stats[2 * item];
         double m1 = 0, m2 = 0;
         for (int64_t first = 0; first < s.group; first += columns) {
             const int64_t channel = item % s.groups * s.group + first + column;
             const bool mine = first + column < s.group;
             double a = 0, b = 0;
-            for (int64_t slice = row; slice < slices && mine && row < rows; slice += rows) {
-                const float *p = part + (n * slices + slice) * 2 * s.c + channel;
-                a += (double)p[0];
-                b += (double)p[s.c];
+            for (int64_t slice = row; slice < part.slices && mine && row < rows; slice += rows) {
+                const int64_t from = (n * part.slices + slice) * part.step + channel;
+                a += (double)part.sum[from];
+                b += (double)part.product[from];
             }
+            b = fma(-off, a, b);
             if (row < rows) {
                 room[row * 2 * columns + column] = a;
                 room[(row * 2 + 1) * columns + column] = b;
@@ -206,7 +216,6 @@ groupnorm_bwd_merge_kernel(norm_shape s, norm_affine affine, norm_gradients to, 
             norm_add_rows(room, rows, 2 * columns);
             if (row == 0 && mine)
                 norm_channel(s, affine, to, n, channel, room[column], room[columns + column] * rstd, &m1, &m2);
-            __syncthreads();
         }
         m1 = block_sum<MERGE_THREADS>(m1, room1) / all;
         m2 = block_sum<MERGE_THREADS>(m2, room2) / all;
@@ -383,7 +392,6 @@ groupnorm_bwd_parameters_kernel(int64_t n_images, int64_t c, const float *sums, 
             dbeta[channel] += (float)room[column];
             dgamma[channel] += (float)room[PARAMETER_COLUMNS + column];
         }
-        __syncthreads();
     }
 }
 
@@ -419,6 +427,21 @@ static norm_gradients gradients_of(const groupnorm_bwd_args *a, float *sums)
     return to;
 }
 
+/* The sums of sliced images: those that were given, else of slices, into `part`. */
+template <class T, int VEC, bool RESIZED>
+static cudaError_t launch_sums(cudaStream_t stream, const groupnorm_bwd_args *a, const norm_call<T> &call,
+                               const norm_slices &cut, float *part, norm_parts *out)
+{
+    const int64_t c = call.shape.c;
+    if (a->dy_sum) {
+        *out = norm_parts{floats_of(a->dy_sum), floats_of(a->dy_x), 1, c, false};
+        return cudaSuccess;
+    }
+    *out = norm_parts{part, part + c, cut.per_image, 2 * c, true};
+    return launch_kernel(groupnorm_bwd_sums_kernel<T, VEC, RESIZED>, dim3(grid_for(cut.items, 1)), dim3(THREADS), 0, stream,
+                         call, cut, static_cast<const T *>(a->dy->data), static_cast<const float *>(a->stats->data), part);
+}
+
 template <class T, int VEC, bool RESIZED>
 static cudaError_t launch_sliced(cudaStream_t stream, const groupnorm_bwd_args *a, const norm_call<T> &call,
                                  float *scratch)
@@ -429,17 +452,15 @@ static cudaError_t launch_sliced(cudaStream_t stream, const groupnorm_bwd_args *
     const float *stats = static_cast<const float *>(a->stats->data);
     size_t terms_at, part_at;
     scratch_floats(s, &terms_at, &part_at);
-    float *terms = scratch + terms_at, *part = scratch + part_at;
-    const dim3 grid(grid_for(cut.items, 1)), block(THREADS);
-    cudaError_t e =
-        launch_kernel(groupnorm_bwd_sums_kernel<T, VEC, RESIZED>, grid, block, 0, stream, call, cut, images.dy, stats,
-                      part);
+    float *terms = scratch + terms_at;
+    norm_parts part;
+    cudaError_t e = launch_sums<T, VEC, RESIZED>(stream, a, call, cut, scratch + part_at, &part);
     if (e == cudaSuccess)
         e = launch_kernel(groupnorm_bwd_merge_kernel, dim3(grid_for(s.n * s.groups, 1)), dim3(MERGE_THREADS), 0, stream,
-                          s, call.affine, gradients_of(a, scratch), cut.per_image, part, stats, terms);
+                          s, call.affine, gradients_of(a, scratch), part, stats, terms);
     if (e == cudaSuccess)
-        e = launch_kernel(groupnorm_bwd_dx_kernel<T, VEC, RESIZED>, grid, block, 0, stream, call, cut, images, stats,
-                          terms);
+        e = launch_kernel(groupnorm_bwd_dx_kernel<T, VEC, RESIZED>, dim3(grid_for(cut.items, 1)), dim3(THREADS), 0, stream,
+                          call, cut, images, stats, terms);
     return e;
 }
 

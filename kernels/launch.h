@@ -35,6 +35,9 @@ cudaError_t launch_conv_epilogue(cudaStream_t stream, const struct conv2d_args *
 size_t scratch_conv_sums(const struct conv2d_bwd_filter_args *a);
 cudaError_t launch_conv_sums(cudaStream_t stream, const struct conv2d_bwd_filter_args *a, void *scratch);
 
+/* What a norm makes of x before SiLU, as lines: u = a x + b for each image and channel. a, b [N,C] dense. */
+cudaError_t launch_groupnorm_lines(cudaStream_t stream, const struct norm_ref *norm, float *a, float *b);
+
 /* Pixels of c channels to pixels of c_padded >= c channels (the added ones zero), or back (the last ones dropped) where
  * c_padded < c; f32 or bf16 on either side. For the first and last convolution, whose 1 or 3 channels tensor cores cannot
  * take. from [pixels, c], to [pixels, c_padded]. */

@@ -79,6 +79,11 @@ ddpm_status expect_groupnorm_bwd(const ddpm_backend *be, const struct groupnorm_
     const int64_t *dim = a->x1->dim, c = a->gamma->dim[0];
     TRY(expect_resampled(be, op, "dy", a->dy, a->x1, c, a->resample));
     OP_EXPECT(be, op, a->stats, DDPM_F32, OP_DENSE, dim[0], a->groups, 2);
+    OP_EXPECT_OR_NULL(be, op, a->dy_sum, DDPM_F32, OP_DENSE, dim[0], dim[3]);
+    OP_EXPECT_OR_NULL(be, op, a->dy_x, DDPM_F32, OP_DENSE, dim[0], dim[3]);
+    REQUIRE(!a->dy_sum == !a->dy_x, SHAPE, "%s: dy_sum and dy_x go together", op);
+    REQUIRE(!a->dy_sum || (!a->x2 && !a->silu && a->dropout == 0.0f && a->resample == NORM_SAME),
+            SHAPE, "%s: dy_sum with a second source, silu, dropout or a resampled y", op);
     OP_EXPECT_LIKE(be, op, a->dx1, dtype, a->x1);
     if (a->add1) OP_EXPECT_LIKE(be, op, a->add1, dtype, a->x1);
     if (a->x2) {

@@ -70,11 +70,35 @@ ddpm_status expect_conv2d(const ddpm_backend *be, const struct conv2d_args *a)
     return DDPM_OK;
 }
 
+/* The norm whose gradient may be taken on the way, and where that is left. */
+static ddpm_status expect_norm_ref(const ddpm_backend *be, const struct conv2d_bwd_data_args *a)
+{
+    const char *op = "conv2d_bwd_data";
+    const struct norm_ref *norm = &a->norm;
+    const int64_t n = a->dx->dim[0], c = a->dx->dim[3];
+    OP_EXPECT_LIKE(be, op, norm->x, a->dx->dtype, a->dx);
+    OP_EXPECT_LIKE(be, op, a->dx, a->dx->dtype, norm->x);
+    OP_EXPECT(be, op, norm->gamma, DDPM_F32, OP_DENSE, c);
+    OP_EXPECT(be, op, norm->beta, DDPM_F32, OP_DENSE, c);
+    OP_EXPECT_OR_NULL(be, op, norm->scale, DDPM_F32, OP_VIEW, n, c);
+    OP_EXPECT_OR_NULL(be, op, norm->shift, DDPM_F32, OP_VIEW, n, c);
+    REQUIRE(norm->groups >= 1 && c % norm->groups == 0, SHAPE,
+            "%s: %d groups do not divide %lld channels", op, norm->groups, (long long)c);
+    OP_EXPECT(be, op, norm->stats, DDPM_F32, OP_DENSE, n, norm->groups, 2);
+    OP_EXPECT(be, op, a->sum, DDPM_F32, OP_DENSE, n, c);
+    OP_EXPECT(be, op, a->product, DDPM_F32, OP_DENSE, n, c);
+    REQUIRE(!a->accumulate, SHAPE, "%s: the gradient of a norm is not accumulated", op);
+    return DDPM_OK;
+}
+
 ddpm_status expect_conv2d_bwd_data(const ddpm_backend *be, const struct conv2d_bwd_data_args *a)
 {
+    const char *op = "conv2d_bwd_data";
     const ddpm_dtype dtype = op_activation(be, a->dx);
-    return expect_conv(be, "conv2d_bwd_data", NAMED(a->dx), NAMED(a->w), NAMED(a->dy), dtype, dtype,
-                       CONV_PADS(a));
+    TRY(expect_conv(be, op, NAMED(a->dx), NAMED(a->w), NAMED(a->dy), dtype, dtype, CONV_PADS(a)));
+    REQUIRE(!a->norm.x == !a->sum && !a->sum == !a->product && !a->sum == !a->has_gradient, SHAPE,
+            "%s: norm, sum, product and has_gradient go together", op);
+    return a->norm.x ? expect_norm_ref(be, a) : DDPM_OK;
 }
 
 ddpm_status expect_conv2d_bwd_filter(const ddpm_backend *be, const struct conv2d_bwd_filter_args *a)

@@ -71,13 +71,28 @@ struct conv2d_args {
     ddpm_tensor *y, *sum, *square;
     bool *has_sums;
 };
+/* A GroupNorm with SiLU and nothing behind it, as groupnorm_args have it: silu(u), u of x. */
+struct norm_ref {
+    const ddpm_tensor *x; /* x1, the only source; NULL: there is no norm */
+    const ddpm_tensor *gamma, *beta, *scale, *shift, *stats;
+    int groups;
+};
 /* dx = the transpose of conv2d in x applied to dy; with accumulate, dx +=.
- *   dx        [N,H,W,C] view */
+ *   dx        [N,H,W,C] view
+ *   norm      the norm whose y the convolution read; then dx is contiguous, and not accumulated
+ *   sum, product  [N,C] given with norm, else NULL: room for the sums over pixels of g, as it is
+ *             stored, and of g * norm.x, where g = dx * silu'(u). A backend whose product gives g on
+ *             the way writes it in dx's place, the sums, and sets *has_gradient, on the host, at the
+ *             call (in a recording: for every launch of it): groupnorm_bwd takes it on without silu.
+ *             Else, and while measuring, dx is what it is without norm, and the three are left alone */
 struct conv2d_bwd_data_args {
     const ddpm_tensor *dy, *w;
     int stride, pad_top, pad_left, pad_bottom, pad_right;
     bool accumulate;
     ddpm_tensor *dx;
+    struct norm_ref norm;
+    ddpm_tensor *sum, *product;
+    bool *has_gradient;
 };
 /* dw += ; db[k] += sum over n, pixels of dy (or NULL); demb[n,k] = sum over pixels of dy (view, or
  * NULL). x view; dw as conv2d's w, view for kh = 1. Sums over images in a fixed order. */
@@ -148,6 +163,9 @@ struct groupnorm_args {
 };
 /* From dy, of y's extents: dx1 = ... (+ add1), dx2 = ... (+ add2); dgamma, dbeta +=. The normalised
  * values are computed again from x and stats.
+ *   dy_sum, dy_x  [N,C1] both or NULL: sums over pixels of dy and of dy * x1, by whoever made dy; not
+ *             with x2, silu, dropout or a resampled y. A backend may take its own sums over dy from
+ *             them: that of dy (x1 - mean) with an error of 1e-7 (|dy_x| + |mean dy_sum|)
  *   add1      [N,H,W,C1] or NULL; may be dx1
  *   add2      [N,H,W,C2] or NULL; may be dx2
  *   dx1, dx2  as x1, x2; dx1 may be dy when x2 is NULL and nothing is resampled
@@ -161,6 +179,7 @@ struct groupnorm_bwd_args {
     uint32_t layer;
     const struct step_state *state;
     const uint64_t *index;
+    const ddpm_tensor *dy_sum, *dy_x;
     const ddpm_tensor *add1, *add2;
     ddpm_tensor *dx1, *dx2, *dgamma, *dbeta, *dscale, *dshift;
 };

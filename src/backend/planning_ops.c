@@ -75,6 +75,7 @@ static void note_number(struct describing *d, const char *name, double value)
 
 #define IN(t)       a->t = note(d, #t, a->t, READS)
 #define OUT(t)      a->t = note(d, #t, a->t, WRITES)
+#define SEEN(t)     a->t = note(d, #t, a->t, 0) /* by some implementations alone */
 #define ADDED(t)    a->t = note(d, #t, a->t, READS | WRITES)
 #define MAYBE_ADDED(t, flag) a->t = note(d, #t, a->t, (flag) ? READS | WRITES : WRITES)
 #define NUMBER(v)   note_number(d, #v, (double)a->v)
@@ -88,15 +89,17 @@ static void note_number(struct describing *d, const char *name, double value)
 
 /* clang-format off */
 OP(conv2d, IN(x), IN(w), IN(bias), IN(emb), IN(residual), OUT(y), OUT(sum), OUT(square), PADS, a->has_sums = NULL)
-OP(conv2d_bwd_data, IN(dy), IN(w), MAYBE_ADDED(dx, a->accumulate), PADS, NUMBER(accumulate))
+OP(conv2d_bwd_data, IN(dy), IN(w), MAYBE_ADDED(dx, a->accumulate), SEEN(norm.x), SEEN(norm.gamma), SEEN(norm.beta),
+   SEEN(norm.scale), SEEN(norm.shift), SEEN(norm.stats), SEEN(sum), SEEN(product), PADS, NUMBER(accumulate),
+   NUMBER(norm.groups), a->has_gradient = NULL)
 OP(conv2d_bwd_filter, IN(x), IN(dy), ADDED(dw), ADDED(db), OUT(demb), PADS)
 OP(linear, IN(x), IN(w), IN(bias), OUT(y))
 OP(linear_bwd, IN(x), IN(w), IN(dy), MAYBE_ADDED(dx, a->accumulate), ADDED(dw), ADDED(db), NUMBER(accumulate))
 OP(groupnorm, IN(x1), IN(x2), IN(gamma), IN(beta), IN(scale), IN(shift), IN(sum1), IN(square1), IN(sum2),
    IN(square2), OUT(y), OUT(stats),
    NUMBER(groups), NUMBER(silu), NUMBER(dropout), NUMBER(resample))
-OP(groupnorm_bwd, IN(dy), IN(x1), IN(x2), IN(gamma), IN(beta), IN(scale), IN(shift), IN(stats), IN(add1),
-   IN(add2), OUT(dx1), OUT(dx2), ADDED(dgamma), ADDED(dbeta), OUT(dscale), OUT(dshift),
+OP(groupnorm_bwd, IN(dy), IN(x1), IN(x2), IN(gamma), IN(beta), IN(scale), IN(shift), IN(stats), IN(dy_sum),
+   IN(dy_x), IN(add1), IN(add2), OUT(dx1), OUT(dx2), ADDED(dgamma), ADDED(dbeta), OUT(dscale), OUT(dshift),
    NUMBER(groups), NUMBER(silu), NUMBER(dropout), NUMBER(resample))
 OP(attention, IN(q), IN(k), IN(v), OUT(o), OUT(lse), NUMBER(scale))
 OP(attention_bwd, IN(q), IN(k), IN(v), IN(o), IN(lse), IN(d_o), OUT(dq), OUT(dk), OUT(dv),

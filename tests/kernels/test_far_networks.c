@@ -204,8 +204,8 @@ static void check_conv_images(ddpm_dtype dtype, int askew)
                FAR_ARGS(&xs[0], &w.all, &bias, &embs[0], &residual.all, 1, 1, 1, 1, 1, &y.all, NULL, NULL, NULL),
                FAR_ARGS(&xs[1], &w.all, &bias, &embs[1], &residual.tail, 1, 1, 1, 1, 1, &y.tail, NULL, NULL, NULL));
     far_check(y, 0);
-    FAR_LAUNCH(conv2d_bwd_data, 1, FAR_ARGS(&residual.all, &w.all, 1, 1, 1, 1, 1, true, &dxs[0]),
-               FAR_ARGS(&residual.tail, &w.all, 1, 1, 1, 1, 1, true, &dxs[1]));
+    FAR_LAUNCH(conv2d_bwd_data, 1, FAR_ARGS(&residual.all, &w.all, 1, 1, 1, 1, 1, true, &dxs[0], {0}, NULL, NULL, NULL),
+               FAR_ARGS(&residual.tail, &w.all, 1, 1, 1, 1, 1, true, &dxs[1], {0}, NULL, NULL, NULL));
     far_check(dx, IN);
     far_teardown(NULL);
 }
@@ -373,8 +373,8 @@ static void test_conv_strides(void **state)
         FAR_LAUNCH(conv2d, 0, FAR_ARGS(&fx, &fw, NULL, NULL, NULL, 1, 0, 0, 0, 0, &own, NULL, NULL, NULL),
                    FAR_ARGS(&x, &w, NULL, NULL, NULL, 1, 0, 0, 0, 0, &y, NULL, NULL, NULL));
         same_apart(&own, &y, 2);
-        FAR_LAUNCH(conv2d_bwd_data, 0, FAR_ARGS(&y, &fw, 1, 0, 0, 0, 0, true, &fdx),
-                   FAR_ARGS(&y, &w, 1, 0, 0, 0, 0, true, &dx));
+        FAR_LAUNCH(conv2d_bwd_data, 0, FAR_ARGS(&y, &fw, 1, 0, 0, 0, 0, true, &fdx, {0}, NULL, NULL, NULL),
+                   FAR_ARGS(&y, &w, 1, 0, 0, 0, 0, true, &dx, {0}, NULL, NULL, NULL));
         fdx.stride[0] = H * W * step;
         same_apart(&fdx, &dx, 2);
         FAR_LAUNCH(conv2d_bwd_filter, 0, FAR_ARGS(&fx, &y, 1, 0, 0, 0, 0, &fdw, NULL, NULL),

@@ -4,6 +4,8 @@
  * finite differences. */
 #include "halves.h"
 
+#include "launch.h"
+
 struct shape {
     int64_t n, pixels, c1, c2;
     int groups;
@@ -12,6 +14,7 @@ struct shape {
     int askew; /* elements between a 16-byte boundary and each image */
     enum norm_resample resample;
     int64_t w; /* where y is resampled: pixels of a row of x */
+    bool given; /* sums over dy come with it */
 };
 
 struct call {
@@ -68,6 +71,21 @@ static ddpm_tensor result_of(const struct call *k, struct values v)
     return t;
 }
 
+/* Sums over pixels of dy and of dy x1, rounded to f32. */
+static void sums_of(const struct call *k, float *sum, float *product)
+{
+    for (int64_t i = 0; i < k->s.n * k->c; i++) {
+        double a = 0, b = 0;
+        for (int64_t p = 0; p < k->s.pixels; p++) {
+            const int64_t at = (i / k->c * k->s.pixels + p) * k->c + i % k->c;
+            a += value_at(k->dy, at);
+            b += value_at(k->dy, at) * value_at(k->x1, at);
+        }
+        sum[i] = (float)a;
+        product[i] = (float)b;
+    }
+}
+
 /* Forward, then backward, with the statistics of forward. */
 static void run(struct call *k)
 {
@@ -83,6 +101,8 @@ static void run(struct call *k)
     ddpm_tensor dscale = ddpm_tensor_slice(&dfilm, 0, k->c), dshift = ddpm_tensor_slice(&dfilm, k->c, k->c);
     ddpm_tensor stats = {.data = k->stats, .rank = 3, .dim = {s.n, s.groups, 2}, .stride = {2 * s.groups, 2, 1}};
     const bool two = s.c2 > 0;
+    const ddpm_tensor dy_sum = ddpm_tensor_2d(zeros(s.n * k->c), s.n, k->c), dy_x = ddpm_tensor_2d(zeros(s.n * k->c), s.n, k->c);
+    if (s.given) sums_of(k, dy_sum.data, dy_x.data);
     const struct groupnorm_args forward = {.x1 = &x1,
                                            .x2 = two ? &x2 : NULL,
                                            .gamma = &gamma,
@@ -114,6 +134,8 @@ static void run(struct call *k)
                                                 .layer = 5,
                                                 .state = &k->state,
                                                 .index = k->index,
+                                                .dy_sum = s.given ? &dy_sum : NULL,
+                                                .dy_x = s.given ? &dy_x : NULL,
                                                 .add1 = k->add1.data ? &add1 : NULL,
                                                 .add2 = two && k->add2.data ? &add2 : NULL,
                                                 .dx1 = &dx1,
@@ -343,6 +365,54 @@ static void test_held_limit(void **state)
                                  .dropout = 0.1f});
 }
 
+/* Sums over dy that come with it: sliced images, of packs and of single values, groups within a pack and wider than a block
+ * of the merging kernel; one that is held, which does without. */
+static void test_given_sums(void **state)
+{
+    (void)state;
+    const struct shape shapes[] = {
+        {.n = 2, .pixels = 1300, .c1 = 32, .groups = 8, .film = true, .mean = 1, .given = true},
+        {.n = 1, .pixels = 1300, .c1 = 33, .groups = 3, .given = true},
+        {.n = 2, .pixels = 130, .c1 = 640, .groups = 2, .film = true, .mean = -2, .given = true},
+        {.n = 3, .pixels = 1400, .c1 = 24, .groups = 24, .askew = 1, .given = true},
+        {.n = 1, .pixels = 64, .c1 = 64, .groups = 16, .film = true, .given = true},
+    };
+    for (size_t i = 0; i < sizeof shapes / sizeof *shapes; i++)
+        for (int half = 0; half < 2; half++) {
+            struct shape s = shapes[i];
+            s.half = half;
+            check(s);
+        }
+}
+
+/* u = a x + b of each channel: the same as by the definition, within a few roundings of the terms. */
+static void test_lines(void **state)
+{
+    (void)state;
+    enum { IMAGES = 3, C = 30, LINES = 3 * 30, WIDE = 65 };
+    for (int film = 0; film < 2; film++) {
+        float *gamma = uniforms(C, 1, -2, 2), *beta = uniforms(C, 2, -1, 1), *wide = uniforms(IMAGES * WIDE, 3, -1, 1);
+        float *stats = uniforms(IMAGES * 6 * 2, 4, 0.1f, 3), *a = zeros(LINES), *b = zeros(LINES);
+        const ddpm_tensor x = ddpm_tensor_4d(NULL, IMAGES, 2, 2, C), all = ddpm_tensor_2d(wide, IMAGES, WIDE);
+        const ddpm_tensor tgamma = ddpm_tensor_1d(gamma, C), tbeta = ddpm_tensor_1d(beta, C);
+        const ddpm_tensor scale = ddpm_tensor_slice(&all, 0, C), shift = ddpm_tensor_slice(&all, C, C);
+        const ddpm_tensor tstats = {.data = stats, .rank = 3, .dim = {IMAGES, 6, 2}, .stride = {12, 2, 1}};
+        const struct norm_ref norm = {.x = &x, .gamma = &tgamma, .beta = &tbeta, .scale = film ? &scale : NULL,
+                                      .shift = film ? &shift : NULL, .stats = &tstats, .groups = 6};
+        assert_int_equal(launch_groupnorm_lines(NULL, &norm, a, b), cudaSuccess);
+        assert_int_equal(cudaDeviceSynchronize(), cudaSuccess);
+        for (int i = 0; i < LINES; i++) {
+            const int n = i / C, c = i % C;
+            const double mean = (double)stats[2 * (n * 6 + c / 5)], rstd = (double)stats[2 * (n * 6 + c / 5) + 1];
+            const double more = film ? 1 + (double)wide[n * WIDE + c] : 1, less = film ? (double)wide[n * WIDE + C + c] : 0;
+            const double slope = rstd * (double)gamma[c] * more, offset = (double)beta[c] * more + less;
+            assert_near((double)a[i], slope, 3e-7 * fabs(slope));
+            assert_near((double)b[i], offset - mean * slope, 5e-7 * (fabs(offset) + fabs(mean * slope) + 1));
+        }
+        op_teardown(NULL);
+    }
+}
+
 /* Twice and half the size: images that would be held otherwise, slices of the smaller image's 128 pixels less one row,
  * exactly, and more, two sources, packs that do not fit. */
 static void test_resampled(void **state)
@@ -484,6 +554,7 @@ int main(void)
         OP_TEST(test_held),        OP_TEST(test_single_values), OP_TEST(test_slices),          OP_TEST(test_held_limit),
         OP_TEST(test_many_images), OP_TEST(test_pivots),        OP_TEST(test_constant_slices), OP_TEST(test_aliasing),
         OP_TEST(test_without_add), OP_TEST(test_batch_cut),     OP_TEST(test_resampled),
+        OP_TEST(test_given_sums),  OP_TEST(test_lines),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -71,8 +71,14 @@ static void convolutions(void **state)
     const struct conv2d_args f = {&x, &w, &bias, &emb, &r, 1, 1, 1, 1, 1, &y, &sum, &square, &has_sums};
     may_be_bf16(check_conv2d, &f, TENSORS(&x, &w, &y, &r));
     stay_f32(check_conv2d, &f, TENSORS(&bias, &emb, &sum, &square));
-    const struct conv2d_bwd_data_args d = {&y, &w, 1, 1, 1, 1, 1, false, &x};
+    const struct conv2d_bwd_data_args d = {&y, &w, 1, 1, 1, 1, 1, false, &x, {0}, NULL, NULL, NULL};
     may_be_bf16(check_conv2d_bwd_data, &d, TENSORS(&x, &w, &y));
+    ddpm_tensor from = image(C), gamma = ddpm_tensor_1d(NULL, C), beta = gamma, scale = ddpm_tensor_2d(NULL, N, C);
+    ddpm_tensor shift = scale, product = scale, of = scale, stats = cube(N, GROUPS, 2);
+    const struct norm_ref norm = {&from, &gamma, &beta, &scale, &shift, &stats, GROUPS};
+    const struct conv2d_bwd_data_args e = {&y, &w, 1, 1, 1, 1, 1, false, &x, norm, &of, &product, &has_sums};
+    may_be_bf16(check_conv2d_bwd_data, &e, TENSORS(&x, &w, &y, &from));
+    stay_f32(check_conv2d_bwd_data, &e, TENSORS(&gamma, &beta, &scale, &shift, &stats, &of, &product));
     const struct conv2d_bwd_filter_args g = {&x, &y, 1, 1, 1, 1, 1, &w, &bias, &emb};
     may_be_bf16(check_conv2d_bwd_filter, &g, TENSORS(&x, &y));
     stay_f32(check_conv2d_bwd_filter, &g, TENSORS(&w, &bias, &emb));
@@ -86,13 +92,79 @@ static void gradients_have_their_names(void **state)
     const ddpm_tensor w = ddpm_tensor_4d(NULL, K, 3, 3, C), y = image(K);
     ddpm_tensor dx = image(K);
     assert_status(expect_conv2d_bwd_data(
-                      &be, &(struct conv2d_bwd_data_args){&y, &w, 1, 1, 1, 1, 1, false, &dx}),
+                      &be, &(struct conv2d_bwd_data_args){&y, &w, 1, 1, 1, 1, 1, false, &dx, {0}, NULL, NULL, NULL}),
                   DDPM_SHAPE);
     assert_message("conv2d_bwd_data: w is [12,3,3,8], expected [?,?,?,12]");
     assert_status(expect_conv2d_bwd_data(
-                      &be, &(struct conv2d_bwd_data_args){&y, &w, 1, 1, 1, 1, 1, false, NULL}),
+                      &be, &(struct conv2d_bwd_data_args){&y, &w, 1, 1, 1, 1, 1, false, NULL, {0}, NULL, NULL, NULL}),
                   DDPM_SHAPE);
     assert_message("conv2d_bwd_data: dx is missing");
+}
+
+/* The norm that a gradient goes through comes whole, with room for what it leaves. */
+static void norms_of_gradients(void **state)
+{
+    (void)state;
+    const ddpm_backend be = {.is_measuring = true};
+    ddpm_tensor dx = image(C), sum = ddpm_tensor_2d(NULL, N, C), stats = cube(N, GROUPS, 2), w = ddpm_tensor_4d(NULL, K, 3, 3, C);
+    const ddpm_tensor y = image(K), x = image(C), gamma = ddpm_tensor_1d(NULL, C);
+    bool flag;
+    const struct norm_ref norm = {.x = &x, .gamma = &gamma, .beta = &gamma, .stats = &stats, .groups = GROUPS};
+    const struct conv2d_bwd_data_args good = {&y, &w, 1, 1, 1, 1, 1, false, &dx, norm, &sum, &sum, &flag};
+    assert_ok(expect_conv2d_bwd_data(&be, &good));
+    struct conv2d_bwd_data_args a = good;
+    a.has_gradient = NULL;
+    assert_status(expect_conv2d_bwd_data(&be, &a), DDPM_SHAPE);
+    assert_message("go together");
+    a = good, a.norm.x = NULL;
+    assert_status(expect_conv2d_bwd_data(&be, &a), DDPM_SHAPE);
+    assert_message("go together");
+    a = good, a.accumulate = true;
+    assert_status(expect_conv2d_bwd_data(&be, &a), DDPM_SHAPE);
+    assert_message("is not accumulated");
+    a = good, a.norm.groups = 3;
+    assert_status(expect_conv2d_bwd_data(&be, &a), DDPM_SHAPE);
+    assert_message("3 groups do not divide 8 channels");
+    a = good, a.norm.x = &y; /* K channels */
+    assert_status(expect_conv2d_bwd_data(&be, &a), DDPM_SHAPE);
+    assert_message("norm->x");
+    const ddpm_tensor wide = image(2 * C);
+    ddpm_tensor view = ddpm_tensor_slice(&wide, 0, C);
+    a = good, a.dx = &view;
+    assert_status(expect_conv2d_bwd_data(&be, &a), DDPM_SHAPE);
+    assert_message("dx");
+}
+
+/* Sums over dy are of one source, and of dy as it is. */
+static void sums_of_gradients(void **state)
+{
+    (void)state;
+    const ddpm_backend be = {.is_measuring = true};
+    ddpm_tensor x = image(C), sum = ddpm_tensor_2d(NULL, N, C), gamma = ddpm_tensor_1d(NULL, C), stats = cube(N, GROUPS, 2);
+    const struct groupnorm_bwd_args good = {.dy = &x, .x1 = &x, .gamma = &gamma, .beta = &gamma, .stats = &stats,
+                                            .groups = GROUPS, .dy_sum = &sum, .dy_x = &sum, .dx1 = &x, .dgamma = &gamma,
+                                            .dbeta = &gamma};
+    assert_ok(expect_groupnorm_bwd(&be, &good));
+    struct groupnorm_bwd_args a = good;
+    a.dy_x = NULL;
+    assert_status(expect_groupnorm_bwd(&be, &a), DDPM_SHAPE);
+    assert_message("dy_sum and dy_x go together");
+    a = good, a.silu = true;
+    assert_status(expect_groupnorm_bwd(&be, &a), DDPM_SHAPE);
+    a = good, a.dropout = 0.5f;
+    assert_status(expect_groupnorm_bwd(&be, &a), DDPM_SHAPE);
+    assert_message("dy_sum with a second source, silu, dropout or a resampled y");
+    ddpm_tensor half = ddpm_tensor_4d(NULL, N, H / 2, W / 2, C);
+    a = good, a.resample = NORM_MEAN2, a.dy = &half;
+    assert_status(expect_groupnorm_bwd(&be, &a), DDPM_SHAPE);
+    assert_message("dy_sum with");
+    ddpm_tensor two = image(2 * C), gamma2 = ddpm_tensor_1d(NULL, 2 * C);
+    a = good, a.x2 = &x, a.dx2 = &x, a.dy = &two, a.gamma = a.beta = a.dgamma = a.dbeta = &gamma2;
+    assert_status(expect_groupnorm_bwd(&be, &a), DDPM_SHAPE);
+    assert_message("dy_sum with");
+    a = good, a.dy_sum = &gamma;
+    assert_status(expect_groupnorm_bwd(&be, &a), DDPM_SHAPE);
+    assert_message("dy_sum");
 }
 
 static void dense_layers(void **state)
@@ -297,7 +369,8 @@ int main(void)
         cmocka_unit_test(norm),          cmocka_unit_test(elements_and_resampling),
         cmocka_unit_test(rows),          cmocka_unit_test(the_method),
         cmocka_unit_test(the_optimiser), cmocka_unit_test(casts),
-        cmocka_unit_test(missing_pointers),
+        cmocka_unit_test(missing_pointers), cmocka_unit_test(norms_of_gradients),
+        cmocka_unit_test(sums_of_gradients),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
