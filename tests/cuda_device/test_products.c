@@ -188,6 +188,17 @@ static void weights_beside_inputs(void **state)
             struct conv2d_bwd_data_args data = {.dy = &t[1], .w = &w.t, .stride = 1, PADS(1), .dx = i < 2 ? &dx.t : &t[0]};
             assert_ok(backend_ops(be)->conv2d_bwd_data(be, &data)); /* the last one onto x, which must wait */
         }
+        assert_ok(filter->run(be, t));
+        struct conv2d_bwd_data_args beside = {.dy = &t[1], .w = &w.t, .stride = 1, PADS(1), .dx = &dx.t};
+        assert_true(cuda_side_lets_pass(cuda_of(be), &beside));
+        const ddpm_tensor x_again = t[0];
+        beside.norm.x = &x_again; /* is read there too */
+        assert_true(cuda_side_lets_pass(cuda_of(be), &beside));
+        beside.product = &t[0]; /* written while the side reads it */
+        assert_false(cuda_side_lets_pass(cuda_of(be), &beside));
+        beside.product = NULL;
+        beside.norm.scale = &t[4]; /* read while the side writes it */
+        assert_false(cuda_side_lets_pass(cuda_of(be), &beside));
         float *got = malloc((size_t)span(&t[2]) * sizeof *got);
         assert_non_null(got);
         assert_ok(fetch(be, &t[2], got, span(&t[2])));

@@ -59,7 +59,8 @@ static void stop(const char *what)
 static bool is_compiled_form(const struct cudnn_form *f, ddpm_dtype dtype)
 {
     if (strcmp(f->name, "matmul") == 0) return true;
-    return dtype == DDPM_BF16 && (strcmp(f->name, "fused") == 0 || strcmp(f->name, "sums") == 0);
+    return dtype == DDPM_BF16 && (strcmp(f->name, "fused") == 0 || strcmp(f->name, CUDNN_FORM_SUMS) == 0 ||
+                                  strcmp(f->name, CUDNN_FORM_GRADIENT) == 0);
 }
 
 static const char *configuration; /* that is being added */

@@ -456,6 +456,42 @@ static void test_forms_with_sums(void **state)
     }
 }
 
+/* SiLU's gradient is offered where GroupNorm's would read dx and x for its sums, and where there may be an engine. */
+static void test_forms_with_gradient(void **state)
+{
+    (void)state;
+    static const struct {
+        ddpm_dtype dtype;
+        int64_t side, channels;
+        bool has_gradient;
+    } cases[] = {{DDPM_BF16, 24, 32, true}, {DDPM_BF16, 22, 32, false}, {DDPM_BF16, 24, 3, false}, {DDPM_F32, 24, 32, false}};
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        const int64_t c = cases[i].channels;
+        const ddpm_tensor dy = image(cases[i].dtype, 2, cases[i].side, 32), x = image(cases[i].dtype, 2, cases[i].side, c);
+        const ddpm_tensor w = kernel(cases[i].dtype, 32, 3, c), gamma = ddpm_tensor_1d(NULL, c);
+        ddpm_tensor dx = x, sum = ddpm_tensor_2d(NULL, 2, c), product = sum;
+        bool has_gradient = false;
+        struct conv2d_bwd_data_args a = {.dy = &dy, .w = &w, .dx = &dx, .sum = &sum, .product = &product,
+                                         .norm = {.x = &x, .gamma = &gamma, .beta = &gamma, .groups = 1},
+                                         .has_gradient = &has_gradient,
+                                         .stride = 1, .pad_top = 1, .pad_left = 1, .pad_bottom = 1, .pad_right = 1};
+        struct cudnn_forms f;
+        assert_ok(cudnn_forms_conv2d_bwd_data(&a, &any, &f));
+        assert_int_equal(strcmp(f.form[0].name, CUDNN_FORM_GRADIENT) == 0, cases[i].has_gradient);
+        assert_int_equal(cudnn_graph_tensor(f.form[0].graph, CUDNN_UID_SHIFT) != NULL, cases[i].has_gradient);
+        assert_int_equal(f.n, cases[i].has_gradient ? 2 : 1);
+        assert_null(cudnn_graph_tensor(f.form[f.n - 1].graph, CUDNN_UID_X));
+        assert_string_equal(f.form[f.n - 1].name, "plain");
+        cudnn_forms_release(&f);
+        a.norm = (struct norm_ref){0};
+        a.sum = a.product = NULL;
+        a.has_gradient = NULL;
+        assert_ok(cudnn_forms_conv2d_bwd_data(&a, &any, &f));
+        assert_int_equal(f.n, 1);
+        cudnn_forms_release(&f);
+    }
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -466,6 +502,7 @@ int main(void)
         cmocka_unit_test(test_hidden_copy_is_told),     cmocka_unit_test(test_plans_in_threads),
         cmocka_unit_test(test_attention_keeps_its_sums), cmocka_unit_test(test_forms_of_sliced_kernels),
         cmocka_unit_test(test_forms_of_convolutions),    cmocka_unit_test(test_forms_with_sums),
+        cmocka_unit_test(test_forms_with_gradient),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

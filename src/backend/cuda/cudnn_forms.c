@@ -8,11 +8,18 @@
 #include "fail.h"
 #include "views.h"
 
+#include <string.h>
+
 void cudnn_forms_release(struct cudnn_forms *f)
 {
     for (int i = 0; i < f->n; i++)
         cudnn_graph_free(f->form[i].graph);
     f->n = 0;
+}
+
+bool cudnn_form_gives_sums(const char *name)
+{
+    return strcmp(name, CUDNN_FORM_SUMS) == 0 || strcmp(name, CUDNN_FORM_GRADIENT) == 0;
 }
 
 /* Takes the graph of a builder that went well; after a failure what was there is released. */
@@ -66,9 +73,10 @@ static ddpm_status sliced_conv(const struct conv2d_args *a, struct cudnn_forms *
     return add_matmul(out, CUDNN_LEFT_EPILOGUE, &x, &wt, &y, NULL, NULL);
 }
 
-/* Smaller images GroupNorm keeps in shared memory, and needs no sums (kernels/groupnorm.cu). Engines with sums take whole packs of
- * channels: up to 9.28 there is none for the first convolution's 1 or 3. */
-enum { LARGEST_HELD = 32 * 32, PACK = 8 };
+/* Smaller images GroupNorm keeps in shared memory, and needs no sums (kernels/groupnorm.cu); backward with dy beside them
+ * (groupnorm_bwd.cu). Engines with sums take whole packs of channels: up to 9.28 there is none for the first convolution's 1
+ * or 3. */
+enum { LARGEST_HELD = 32 * 32, LARGEST_HELD_BACKWARD = LARGEST_HELD / 2, PACK = 8 };
 
 static bool wants_sums(const struct conv2d_args *a)
 {
@@ -109,10 +117,15 @@ ddpm_status cudnn_forms_conv2d(const struct conv2d_args *a, const struct cudnn_p
     return add_form(out, "plain", has_epilogue ? CUDNN_LEFT_EPILOGUE : 0, s, g);
 }
 
+static bool wants_gradient(const struct conv2d_bwd_data_args *a)
+{
+    const int64_t *dx = a->dx->dim;
+    return a->norm.x && dx[1] * dx[2] > LARGEST_HELD_BACKWARD && dx[3] % PACK == 0 && a->dy->dim[3] % PACK == 0;
+}
+
 ddpm_status cudnn_forms_conv2d_bwd_data(const struct conv2d_bwd_data_args *a, const struct cudnn_plan_rules *rules,
                                         struct cudnn_forms *out)
 {
-    (void)rules;
     *out = (struct cudnn_forms){0};
     if (is_slice(a->w)) {
         ddpm_tensor dx, dy;
@@ -122,15 +135,23 @@ ddpm_status cudnn_forms_conv2d_bwd_data(const struct conv2d_bwd_data_args *a, co
         return add_matmul(out, 0, &dy, &w, &dx, NULL, a->accumulate ? &dx : NULL);
     }
     struct cudnn_graph *g = NULL;
-    const struct cudnn_conv_bwd_data_args args = {.dx = a->dx,
-                                                  .w = a->w,
-                                                  .dy = a->dy,
-                                                  .stride = a->stride,
-                                                  .pad_top = a->pad_top,
-                                                  .pad_left = a->pad_left,
-                                                  .pad_bottom = a->pad_bottom,
-                                                  .pad_right = a->pad_right,
-                                                  .beta = a->accumulate ? 1 : 0};
+    struct cudnn_conv_bwd_data_args args = {.dx = a->dx,
+                                            .w = a->w,
+                                            .dy = a->dy,
+                                            .stride = a->stride,
+                                            .pad_top = a->pad_top,
+                                            .pad_left = a->pad_left,
+                                            .pad_bottom = a->pad_bottom,
+                                            .pad_right = a->pad_right};
+    if (wants_gradient(a) && !is_strict(a->dx->dtype, rules)) {
+        args.x = a->norm.x;
+        args.scale_shift = args.sums = true;
+        const ddpm_status s = cudnn_graph_conv_bwd_data(&args, &g);
+        TRY(add_form(out, CUDNN_FORM_GRADIENT, 0, s, g));
+        args.x = NULL;
+        args.scale_shift = args.sums = false;
+    }
+    args.beta = a->accumulate ? 1 : 0;
     const ddpm_status s = cudnn_graph_conv_bwd_data(&args, &g);
     return add_form(out, "plain", 0, s, g);
 }

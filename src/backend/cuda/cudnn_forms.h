@@ -25,6 +25,10 @@ struct cudnn_form {
 
 enum { CUDNN_FORMS_MAX = 4 };
 #define CUDNN_FORM_SUMS "sums"
+#define CUDNN_FORM_GRADIENT "gradient"
+
+/* Whether a form of that name writes SUM and SUM_SQUARES. */
+bool cudnn_form_gives_sums(const char *name);
 
 struct cudnn_forms {
     int n; /* 0: own kernels alone, as for attention in f32 */
@@ -37,7 +41,9 @@ struct cudnn_forms {
  * uids of the tensors: by name (x X, w W, y Y, dw DW, ...); of "matmul" forms A, B, C, each form's doc below.
  *   conv2d            CUDNN_FORM_SUMS: fused with SUM and SUM_SQUARES, of images that GroupNorm would read twice; no other form
  *                     writes conv2d's sum and square. fused: + BIAS, EMB, RESIDUAL; plain. Sliced w (1x1): A = x, B = w, C = y, BIAS, RESIDUAL
- *   conv2d_bwd_data   plain, beta 1 where it accumulates. Sliced w: A = dy, B = w, C = RESIDUAL = dx
+ *   conv2d_bwd_data   CUDNN_FORM_GRADIENT: DX is g, X = norm.x, SCALE and SHIFT f32 [N,C] (launch_groupnorm_lines), SUM, and
+ *                     SUM_SQUARES = product, of images that GroupNorm's gradient would read twice; plain, beta 1 where it
+ *                     accumulates. Sliced w: A = dy, B = w, C = RESIDUAL = dx
  *   conv2d_bwd_filter f32: dw in f32, beta 1, DW the gradient itself; bf16: rounded DW to be added. Sliced dw: A = dy, B = x,
  *                     C = RESIDUAL = dw
  *   linear            A = x, B = w, C = y, BIAS

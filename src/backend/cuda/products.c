@@ -5,7 +5,7 @@
  *
  * Scratch of an entry: the engine's workspace, then what the remainders want. Remainders are kernels of kernels/ behind the
  * engine on the same stream: an epilogue, sums of dy, a rounded gradient of weights added to the f32 one. A plain
- * convolution whose residual is y keeps y aside first. */
+ * convolution whose residual is y keeps y aside first; where SiLU's gradient is in the product, the norm's lines come first. */
 #include "products.h"
 
 #include "launch.h"
@@ -200,6 +200,17 @@ static void rows_of(const struct linear_bwd_args *a, struct rows *out)
     out->args = (struct conv2d_bwd_filter_args){.dy = &out->dy, .stride = 1, .db = a->db};
 }
 
+bool product_gives_sums(const struct product_way *way)
+{
+    return way->plan && cudnn_form_gives_sums(way->form);
+}
+
+/* Of a norm's SCALE, or of its SHIFT. */
+static size_t lines_bytes(const struct conv2d_bwd_data_args *a)
+{
+    return align_up(tensor_bytes(a->sum));
+}
+
 /* Behind the engine's workspace. */
 static size_t remainder_bytes(const struct product *p, const struct product_way *way)
 {
@@ -208,6 +219,7 @@ static size_t remainder_bytes(const struct product *p, const struct product_way 
         const struct conv2d_args *a = p->args;
         n += align_up(tensor_bytes(a->y));
     }
+    if (p->kind == PRODUCT_CONV_DATA && product_gives_sums(way)) n += 2 * lines_bytes(p->args);
     if (p->kind == PRODUCT_CONV_FILTER && (way->left & CUDNN_LEFT_SUMS)) n += align_up(scratch_conv_sums(p->args));
     if (p->kind == PRODUCT_LINEAR_WEIGHTS && (way->left & CUDNN_LEFT_SUMS)) {
         struct rows sums;
@@ -242,9 +254,10 @@ size_t product_scratch(const struct product *p, const struct product_way *way)
     return workspace_bytes(way) + remainder_bytes(p, way);
 }
 
+/* The call's own, and two more. */
 struct pointers {
     int n;
-    struct cudnn_pointer at[PRODUCT_TENSORS * PRODUCT_UIDS];
+    struct cudnn_pointer at[PRODUCT_TENSORS * PRODUCT_UIDS + 2];
 };
 
 static void *find_pointer(const void *from, int64_t uid)
@@ -296,22 +309,17 @@ static cudaError_t add_rounded(cudaStream_t stream, const ddpm_tensor *dw, const
     return e ? e : launch_add(stream, &(struct add_args){.a = &sum, .b = &more, .y = &sum}, NULL);
 }
 
-bool product_gives_sums(const struct product_way *way)
-{
-    return way->plan && strcmp(way->form, CUDNN_FORM_SUMS) == 0;
-}
-
 /* Engines may add to what is there: what they are documented to do about it is nothing. */
-static cudaError_t clear_sums(cudaStream_t stream, const struct conv2d_args *a)
+static cudaError_t clear_sums(cudaStream_t stream, const ddpm_tensor *a, const ddpm_tensor *b)
 {
-    const cudaError_t e = cudaMemsetAsync(a->sum->data, 0, tensor_bytes(a->sum), stream);
-    return e ? e : cudaMemsetAsync(a->square->data, 0, tensor_bytes(a->square), stream);
+    const cudaError_t e = cudaMemsetAsync(a->data, 0, tensor_bytes(a), stream);
+    return e ? e : cudaMemsetAsync(b->data, 0, tensor_bytes(b), stream);
 }
 
 static ddpm_status run_conv(struct products *all, const struct product *p, const struct product_way *way,
                             const struct conv2d_args *a, struct pointers *at, cudaStream_t stream, unsigned char *scratch)
 {
-    if (product_gives_sums(way)) TRY(cuda_check(all->be, "conv2d", clear_sums(stream, a)));
+    if (product_gives_sums(way)) TRY(cuda_check(all->be, "conv2d", clear_sums(stream, a->sum, a->square)));
     if (!(way->left & CUDNN_LEFT_EPILOGUE)) return run_engine(all, way, at, stream, scratch);
     ddpm_tensor kept;
     struct conv2d_args rest = *a;
@@ -324,6 +332,18 @@ static ddpm_status run_conv(struct products *all, const struct product *p, const
     }
     TRY(run_engine(all, way, at, stream, scratch));
     return cuda_check(all->be, "conv2d", launch_conv_epilogue(stream, &rest));
+}
+
+static ddpm_status run_data(struct products *all, const struct product_way *way, const struct conv2d_bwd_data_args *a,
+                            struct pointers *at, cudaStream_t stream, unsigned char *scratch)
+{
+    if (!product_gives_sums(way)) return run_engine(all, way, at, stream, scratch);
+    void *scale = scratch_behind(scratch, way), *shift = (unsigned char *)scale + lines_bytes(a);
+    at->at[at->n++] = (struct cudnn_pointer){CUDNN_UID_SCALE, scale};
+    at->at[at->n++] = (struct cudnn_pointer){CUDNN_UID_SHIFT, shift};
+    TRY(cuda_check(all->be, "conv2d_bwd_data", clear_sums(stream, a->sum, a->product)));
+    TRY(cuda_check(all->be, "conv2d_bwd_data", launch_groupnorm_lines(stream, &a->norm, scale, shift)));
+    return run_engine(all, way, at, stream, scratch);
 }
 
 static ddpm_status run_filter(struct products *all, const struct product_way *way, const struct conv2d_bwd_filter_args *a,
@@ -351,6 +371,7 @@ ddpm_status product_run(struct products *all, const struct product *p, const str
     if (is_own(way)) return cuda_check(all->be, k->op, k->own(stream, args, scratch));
     at.n = product_pointers(k, args, at.at);
     if (p->kind == PRODUCT_CONV) return run_conv(all, p, way, args, &at, stream, scratch);
+    if (p->kind == PRODUCT_CONV_DATA) return run_data(all, way, args, &at, stream, scratch);
     if (p->kind == PRODUCT_CONV_FILTER) return run_filter(all, way, args, &at, stream, scratch);
     TRY(run_engine(all, way, &at, stream, scratch));
     if (!(way->left & CUDNN_LEFT_SUMS)) return DDPM_OK;
@@ -425,9 +446,13 @@ static ddpm_status settle(struct products *all)
     return capture == cudaStreamCaptureStatusNone ? tune_all(all) : DDPM_OK;
 }
 
-static void tell_sums(const struct product_way *way, const struct conv2d_args *a)
+static void tell_sums(const struct product *p, const void *args)
 {
-    if (product_gives_sums(way)) *a->has_sums = true;
+    if (!product_gives_sums(&p->way[p->chosen])) return;
+    if (p->kind == PRODUCT_CONV)
+        *((const struct conv2d_args *)args)->has_sums = true;
+    else
+        *((const struct conv2d_bwd_data_args *)args)->has_gradient = true;
 }
 
 /* Done where all entries of the call are there and take it. */
@@ -446,7 +471,7 @@ static ddpm_status try_kinds(struct products *all, const enum product_kind_name 
         fits = fits && takes(p[i], args);
     for (int i = 0; fits && i < n; i++)
         TRY(run(all, p[i], args));
-    if (fits && p[0]->kind == PRODUCT_CONV) tell_sums(&p[0]->way[p[0]->chosen], args);
+    if (fits) tell_sums(p[0], args);
     *is_done = fits;
     return DDPM_OK;
 }

@@ -32,7 +32,7 @@ enum product_kind_name {
     PRODUCT_KINDS
 };
 
-enum { PRODUCT_TENSORS = 9, PRODUCT_UIDS = 3, PRODUCT_NUMBERS = 6 };
+enum { PRODUCT_TENSORS = 11, PRODUCT_UIDS = 3, PRODUCT_NUMBERS = 7 };
 
 /* A tensor of the arguments: where its pointer stands, and what graphs call it (0: no more names). */
 struct product_field {
@@ -113,7 +113,7 @@ struct products {
 /* Runs one way on `stream` with all its remainders; scratch: product_scratch bytes of it. For tune.c too. */
 ddpm_status product_run(struct products *all, const struct product *p, const struct product_way *way, const void *args,
                         cudaStream_t stream, void *scratch);
-/* Whether this way of a convolution writes its sum and square. */
+/* Whether this way of a convolution writes its sum and square, or one of its gradient g with sum and product. */
 bool product_gives_sums(const struct product_way *way);
 size_t product_scratch(const struct product *p, const struct product_way *way);
 /* Whether every pointer of the call lies as the way wants it. */

@@ -41,6 +41,13 @@ static bool overlap(struct range a, struct range b)
     return a.begin < b.end && b.begin < a.end;
 }
 
+static bool meets(struct range a, const struct range *others, int n)
+{
+    for (int i = 0; i < n; i++)
+        if (overlap(a, others[i])) return true;
+    return false;
+}
+
 ddpm_status cuda_side_create(struct cuda_backend *be)
 {
     struct cuda_side *s = be->side = calloc(1, sizeof *s);
@@ -113,11 +120,13 @@ bool cuda_side_lets_pass(const struct cuda_backend *be, const struct conv2d_bwd_
 {
     const struct cuda_side *s = be->side;
     if (!s || !s->is_pending) return false;
-    const struct range dx = range_of(a->dx), w = range_of(a->w), dy = range_of(a->dy);
+    const ddpm_tensor *const written[] = {a->dx, a->sum, a->product};
+    const ddpm_tensor *const read[] = {a->w, a->dy, a->norm.x, a->norm.gamma, a->norm.beta, a->norm.scale, a->norm.shift,
+                                       a->norm.stats};
     bool is_free = true;
-    for (int i = 0; i < READS; i++)
-        is_free = is_free && !overlap(dx, s->reads[i]);
-    for (int i = 0; i < WRITES; i++)
-        is_free = is_free && !overlap(dx, s->writes[i]) && !overlap(w, s->writes[i]) && !overlap(dy, s->writes[i]);
+    for (size_t i = 0; i < sizeof written / sizeof *written; i++)
+        is_free = is_free && !meets(range_of(written[i]), s->reads, READS) && !meets(range_of(written[i]), s->writes, WRITES);
+    for (size_t i = 0; i < sizeof read / sizeof *read; i++)
+        is_free = is_free && !meets(range_of(read[i]), s->writes, WRITES);
     return is_free;
 }

@@ -313,14 +313,21 @@ static unsigned char *place(struct product *p, unsigned char *at)
     return at;
 }
 
-/* What a convolution's way without sums costs later: GroupNorm reads y once more. A copy of its one half onto the other moves as
- * much. */
+/* What a way without sums costs later: GroupNorm reads a convolution's y once more, and its gradient dx and x. Copies move as much:
+ * of the one half of y onto the other, of x onto dx. */
 static cudaError_t read_again(cudaStream_t stream, const struct product *p, const struct product_way *w)
 {
-    const struct conv2d_args *a = p->args;
-    if (p->kind != PRODUCT_CONV || !a->sum || product_gives_sums(w)) return cudaSuccess;
-    const size_t half = (size_t)ddpm_tensor_count(a->y) * ddpm_dtype_size(a->y->dtype) / 2;
-    return cudaMemcpyAsync((unsigned char *)a->y->data + half, a->y->data, half, cudaMemcpyDefault, stream);
+    if (product_gives_sums(w)) return cudaSuccess;
+    if (p->kind == PRODUCT_CONV) {
+        const struct conv2d_args *a = p->args;
+        const size_t half = (size_t)ddpm_tensor_count(a->y) * ddpm_dtype_size(a->y->dtype) / 2;
+        if (a->sum) return cudaMemcpyAsync((unsigned char *)a->y->data + half, a->y->data, half, cudaMemcpyDefault, stream);
+    } else if (p->kind == PRODUCT_CONV_DATA) {
+        const struct conv2d_bwd_data_args *a = p->args;
+        const size_t all = (size_t)ddpm_tensor_count(a->dx) * ddpm_dtype_size(a->dx->dtype);
+        if (a->norm.x) return cudaMemcpyAsync(a->dx->data, a->norm.x->data, all, cudaMemcpyDefault, stream);
+    }
+    return cudaSuccess;
 }
 
 /* Milliseconds of one of n runs. */
