@@ -111,5 +111,5 @@ ddpm_status attention_backward(ddpm_model *m, struct block *k)
     const int dx = grad_begin(m, k->x1, &had);
     if (had) RUN(m, add, .a = model_use(m, dx), .b = model_use(m, dy), .y = model_use(m, dx));
     return norm_backward(m, &k->u.attention.norm, k->u.attention.d_act, k->x1, NO_SLOT, false,
-                         had ? dx : dy, NO_SLOT, dx, NO_SLOT);
+                         NULL, had ? dx : dy, NO_SLOT, dx, NO_SLOT);
 }

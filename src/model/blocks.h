@@ -98,6 +98,7 @@ struct block {
             uint32_t layer;                       /* dropout's key */
             int act1, h1, act2, emb, shift;       /* slots */
             int d_act2, d_act1, d_emb, d_shift;
+            int sum1, product1, sum2, product2; /* over d_act1 and d_act2 */
         } res;
         struct {
             struct norm norm;
@@ -216,10 +217,25 @@ struct conv_sums conv_sums_of(ddpm_model *m, int y);
 /* dw, db +=; demb written; dx written or, with accumulate, added to; dx NO_SLOT: not needed. */
 ddpm_status conv_backward(ddpm_model *m, const struct conv *c, int x, int dy, int demb, int dx,
                           bool accumulate);
+/* The norm with SiLU, of one source and without dropout, that a convolution's input came from. Its gradient may be taken to
+ * before SiLU by the convolution's, which then leaves sums over it. */
+struct norm_gradient {
+    const struct norm *norm;
+    int x, scale, shift; /* slots; scale, shift: or NO_SLOT */
+    int sum, product;    /* slots of conv2d_bwd_data's by-products */
+    bool is_taken;       /* in the pass at hand */
+};
+ddpm_status conv_backward_to_norm(ddpm_model *m, const struct conv *c, int x, int dy, int demb,
+                                  int dx, struct norm_gradient *to);
+/* What conv_backward_to_norm has left for groupnorm_bwd; NULL where SiLU's gradient is still to be taken, or from is NULL. */
+struct gradient_sums {
+    const ddpm_tensor *dy, *dy_x;
+};
+struct gradient_sums gradient_sums_of(ddpm_model *m, const struct norm_gradient *from);
 ddpm_status norm_forward(ddpm_model *m, const struct norm *n, int x1, int x2, bool silu, int y);
-/* dx1 = ... + add1 and dx2 = ... + add2; add NO_SLOT: nothing. */
+/* dx1 = ... + add1 and dx2 = ... + add2; add NO_SLOT: nothing. from: or NULL. */
 ddpm_status norm_backward(ddpm_model *m, const struct norm *n, int dy, int x1, int x2, bool silu,
-                          int add1, int add2, int dx1, int dx2);
+                          const struct norm_gradient *from, int add1, int add2, int dx1, int dx2);
 /* The gradient slot of an activation, and whether something is in it already; marks it started. */
 int grad_begin(ddpm_model *m, int slot, bool *had);
 /* The complete gradient of a block's output. */

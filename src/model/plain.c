@@ -132,7 +132,7 @@ static ddpm_status head_backward(ddpm_model *m, struct block *k)
                           model_use(m, k->u.plain.d_wide)));
     const int dx = grad_begin(m, k->x1, &had);
     return norm_backward(m, &k->u.plain.norm, k->u.plain.d_wide, k->x1, NO_SLOT, true,
-                         had ? dx : NO_SLOT, NO_SLOT, dx, NO_SLOT);
+                         NULL, had ? dx : NO_SLOT, NO_SLOT, dx, NO_SLOT);
 }
 
 ddpm_status plain_backward(ddpm_model *m, struct block *k)

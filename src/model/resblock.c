@@ -80,6 +80,10 @@ void res_build(struct builder *b, struct block *k, int x1, int x2, int c_out, in
     k->u.res.act2 = build_image(b, h, w, c_out);
     k->u.res.d_act2 = build_image(b, h, w, c_out);
     k->u.res.d_act1 = build_image(b, h, w, c_in);
+    k->u.res.sum1 = build_slot(b, 2, (int64_t[]){0, c_in});
+    k->u.res.product1 = build_slot(b, 2, (int64_t[]){0, c_in});
+    k->u.res.sum2 = build_slot(b, 2, (int64_t[]){0, c_out});
+    k->u.res.product2 = build_slot(b, 2, (int64_t[]){0, c_out});
     k->y = build_activation(b, h, w, c_out);
     build_macs(b, 9.0 * (double)h * (double)w * c_out * (c_in + c_out));
 }
@@ -125,25 +129,47 @@ static ddpm_status shortcut_backward(ddpm_model *m, const struct block *k, int d
     return DDPM_OK;
 }
 
-ddpm_status res_backward(ddpm_model *m, struct block *k)
+/* d_h1 from dy. */
+static ddpm_status second_half_backward(ddpm_model *m, struct block *k, int dy, int d_h1)
 {
     const bool film = m->cfg.scale_shift;
     const float dropout = m->args->state ? (float)m->cfg.dropout : 0;
-    const int dy = grad_of(m, k->y),
-              d_h1 = k->u.res.d_act2; /* norm2's gradient is taken in place */
-    TRY(conv_backward(m, &k->u.res.conv2, k->u.res.act2, dy, NO_SLOT, k->u.res.d_act2, false));
     const struct norm *n = &k->u.res.norm2;
+    struct norm_gradient to = {.norm = n, .x = k->u.res.h1, .scale = film ? k->u.res.emb : NO_SLOT,
+                               .shift = k->u.res.shift, .sum = k->u.res.sum2,
+                               .product = k->u.res.product2};
+    if (dropout > 0)
+        TRY(conv_backward(m, &k->u.res.conv2, k->u.res.act2, dy, NO_SLOT, k->u.res.d_act2, false));
+    else
+        TRY(conv_backward_to_norm(m, &k->u.res.conv2, k->u.res.act2, dy, NO_SLOT, k->u.res.d_act2,
+                                  &to));
+    const struct gradient_sums s = gradient_sums_of(m, dropout > 0 ? NULL : &to);
     RUN(m, groupnorm_bwd, .dy = model_use(m, k->u.res.d_act2), .x1 = model_use(m, k->u.res.h1),
         .gamma = model_weight(m, n->gamma), .beta = model_weight(m, n->beta),
         .scale = model_use(m, film ? k->u.res.emb : NO_SLOT), .shift = model_use(m, k->u.res.shift),
-        .stats = model_use(m, n->stats), .groups = (int)m->cfg.norm_groups, .silu = true,
+        .stats = model_use(m, n->stats), .groups = (int)m->cfg.norm_groups, .silu = !s.dy,
+        .dy_sum = s.dy, .dy_x = s.dy_x,
         .dropout = dropout, .layer = k->u.res.layer, .state = m->args->state,
         .index = m->args->index, .dx1 = model_use(m, d_h1), .dgamma = model_gradient(m, n->gamma),
         .dbeta = model_gradient(m, n->beta),
         .dscale = model_use(m, film ? k->u.res.d_emb : NO_SLOT),
         .dshift = model_use(m, k->u.res.d_shift));
-    TRY(conv_backward(m, &k->u.res.conv1, k->u.res.act1, d_h1, film ? NO_SLOT : k->u.res.d_emb,
-                      k->u.res.d_act1, false));
+    return DDPM_OK;
+}
+
+ddpm_status res_backward(ddpm_model *m, struct block *k)
+{
+    const int dy = grad_of(m, k->y), d_emb = m->cfg.scale_shift ? NO_SLOT : k->u.res.d_emb;
+    const int d_h1 = k->u.res.d_act2; /* norm2's gradient is taken in place */
+    struct norm_gradient to = {.norm = &k->u.res.norm1, .x = k->x1, .scale = NO_SLOT,
+                               .shift = NO_SLOT, .sum = k->u.res.sum1,
+                               .product = k->u.res.product1};
+    TRY(second_half_backward(m, k, dy, d_h1));
+    if (k->c2)
+        TRY(conv_backward(m, &k->u.res.conv1, k->u.res.act1, d_h1, d_emb, k->u.res.d_act1, false));
+    else
+        TRY(conv_backward_to_norm(m, &k->u.res.conv1, k->u.res.act1, d_h1, d_emb, k->u.res.d_act1,
+                                  &to));
 
     bool had1 = false, had2 = false;
     const int dx1 = grad_begin(m, k->x1, &had1);
@@ -155,7 +181,7 @@ ddpm_status res_backward(ddpm_model *m, struct block *k)
         else
             add1 = dy;
     }
-    TRY(norm_backward(m, &k->u.res.norm1, k->u.res.d_act1, k->x1, k->x2, true, add1,
-                      had2 ? dx2 : NO_SLOT, dx1, dx2));
+    TRY(norm_backward(m, &k->u.res.norm1, k->u.res.d_act1, k->x1, k->x2, true, k->c2 ? NULL : &to,
+                      add1, had2 ? dx2 : NO_SLOT, dx1, dx2));
     return has_shortcut(k) ? shortcut_backward(m, k, dy, dx1, dx2) : DDPM_OK;
 }
