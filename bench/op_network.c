@@ -133,6 +133,17 @@ static void row_groupnorm_resampled(op_bench *b, const op_level *l, struct group
     OP_TIME(b, groupnorm, of, &args, 0, 1.25 * level_bytes(b, l));
 }
 
+/* With the sums that the convolution before it may leave. */
+static void row_groupnorm_given(op_bench *b, const op_level *l, struct groupnorm_args args)
+{
+    char text[LABEL_SIZE], of[LABEL_SIZE + 16];
+    const ddpm_tensor sum = op_take_2d(b, l->n, l->c), square = op_take_2d(b, l->n, l->c);
+    args.sum1 = &sum;
+    args.square1 = &square;
+    snprintf(of, sizeof of, "%s silu given", level_text(l, text));
+    OP_TIME(b, groupnorm, of, &args, 0, 2 * level_bytes(b, l));
+}
+
 void op_row_groupnorm(op_bench *b, const op_level *l)
 {
     char text[LABEL_SIZE], of[LABEL_SIZE + 8];
@@ -155,6 +166,19 @@ void op_row_groupnorm(op_bench *b, const op_level *l)
     OP_TIME(b, groupnorm, of, &args, 0, 2 * level_bytes(b, l));
     row_groupnorm_resampled(b, l, args, NORM_UP2);
     row_groupnorm_resampled(b, l, args, NORM_MEAN2);
+    row_groupnorm_given(b, l, args);
+}
+
+/* Of a dy that the convolution behind it has taken through SiLU, with its sums. */
+static void row_groupnorm_bwd_given(op_bench *b, const op_level *l, struct groupnorm_bwd_args args)
+{
+    char text[LABEL_SIZE], of[LABEL_SIZE + 16];
+    const ddpm_tensor sum = op_take_2d(b, l->n, l->c), product = op_take_2d(b, l->n, l->c);
+    args.silu = false;
+    args.dy_sum = &sum;
+    args.dy_x = &product;
+    snprintf(of, sizeof of, "%s given", level_text(l, text));
+    OP_TIME(b, groupnorm_bwd, of, &args, 0, 3 * level_bytes(b, l));
 }
 
 void op_row_groupnorm_bwd(op_bench *b, const op_level *l)
@@ -181,6 +205,7 @@ void op_row_groupnorm_bwd(op_bench *b, const op_level *l)
                                             .dbeta = &dbeta};
     snprintf(of, sizeof of, "%s silu", level_text(l, text));
     OP_TIME(b, groupnorm_bwd, of, &args, 0, 3 * level_bytes(b, l));
+    row_groupnorm_bwd_given(b, l, args);
 }
 
 /* Attention of one head over all pixels, as the networks have it below 1,024 pixels. */

@@ -20,6 +20,7 @@ struct planning_block {
 struct planning_backend {
     ddpm_backend base;
     struct planning_options options;
+    size_t largest_upload; /* reserved */
     uintptr_t next;
     int n_blocks, cap_blocks;
     struct planning_block *blocks;
@@ -66,6 +67,18 @@ static ddpm_status planning_upload(ddpm_backend *be, void *device, const void *h
 {
     (void)be, (void)device, (void)host, (void)bytes;
     return DDPM_OK;
+}
+
+static ddpm_status planning_reserve_uploads(ddpm_backend *be, size_t bytes)
+{
+    struct planning_backend *p = planning_of(be);
+    if (bytes > p->largest_upload) p->largest_upload = bytes;
+    return DDPM_OK;
+}
+
+size_t planning_staging_bytes(const ddpm_backend *be)
+{
+    return planning_staging(planning_of(be)->largest_upload);
 }
 
 static ddpm_status planning_download(ddpm_backend *be, void *host, const void *device, size_t bytes)
@@ -136,10 +149,19 @@ static void note_scratch(struct planning_backend *p, const struct planning_call 
     if (own.scratch > p->base.scratch_bytes) p->base.scratch_bytes = own.scratch;
 }
 
+/* Where a convolution tells that it has left sums; NULL: it cannot. */
+static bool *told_sums(const struct planning_call *c)
+{
+    if (c->op == OP_conv2d) return c->args.conv2d.has_sums;
+    return c->op == OP_conv2d_bwd_data ? c->args.conv2d_bwd_data.has_gradient : NULL;
+}
+
 /* Takes over `c`, whose args are set. */
 static ddpm_status note_call(struct planning_backend *p, struct planning_call *c)
 {
+    bool *const told = p->base.is_measuring || !p->options.leaves_sums ? NULL : told_sums(c);
     ddpm_status s = planning_describe(c);
+    if (!s && told) *told = p->options.leaves_sums(p->options.from, c);
     struct planning_call *same = s ? NULL : find_call(p, c);
     if (!s && !same) note_scratch(p, c);
     if (!s && !same && !make_room(p)) s = FAIL(NOMEM, "planning: no memory for %d calls", p->n_calls);
@@ -199,6 +221,7 @@ static const struct backend_device planning_device = {
     .alloc = planning_alloc,
     .release = planning_release,
     .upload = planning_upload,
+    .reserve_uploads = planning_reserve_uploads,
     .download = planning_download,
     .zero = planning_zero,
     .sync = planning_sync,

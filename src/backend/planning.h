@@ -42,6 +42,10 @@ struct planning_own {
 struct planning_options {
     const char *name;    /* of the device, for messages; copied */
     size_t memory_bytes; /* what it has; 0: without bound */
+    /* Whether a convolution or a gradient of its input leaves sums, and so has_sums or has_gradient becomes true; NULL: none
+     * does. `c` has its text and its op. */
+    bool (*leaves_sums)(const void *from, const struct planning_call *c);
+    const void *from; /* borrowed */
 };
 
 ddpm_status planning_create(const struct planning_options *o, ddpm_backend **out);
@@ -49,6 +53,9 @@ int planning_call_count(const ddpm_backend *be);
 /* The i-th distinct call in the order of their first appearance; borrowed until the next op or planning_forget. */
 const struct planning_call *planning_call_at(const ddpm_backend *be, int i);
 void planning_forget(ddpm_backend *be); /* the calls, not the memory */
+/* Device memory of the CUDA backend's ring for uploads, after what has been reserved for them; 0 in a build without CUDA. */
+size_t planning_staging_bytes(const ddpm_backend *be);
+size_t planning_staging(size_t largest);
 
 void planning_own_kernels(const struct planning_call *c, struct planning_own *out);
 
@@ -69,6 +76,8 @@ struct planning_engine {
     bool copies_tensor;
     bool is_deterministic, is_compiled;
     bool leaves_epilogue, leaves_sum; /* own kernels follow: what is added or summed, the gradient's addition */
+    bool gives_sums;                  /* for the norm beside it */
+    bool wants_lines;                 /* an own kernel precedes: launch_groupnorm_lines */
 };
 
 enum { PLANNING_FORMS = 8 };
@@ -84,6 +93,8 @@ ddpm_status planning_engines_create(const char *json, const struct planning_engi
 /* The properties of GPU `ordinal` of this machine as such JSON; the caller frees. */
 ddpm_status planning_gpu_properties(int ordinal, char **json);
 void planning_engines_free(struct planning_engines *e);
+/* What the backend may add to its scratch when it has timed its engines, at most; 0 where it times none. */
+size_t planning_spare(const struct planning_engines *e);
 /* Every form of the call, most fused first; *n is 0 for ops without product and for products that have none (attention in
  * f32). Several threads may ask one `e` at once. */
 ddpm_status planning_engines_of(const struct planning_engines *e, const struct planning_call *c,

@@ -9,6 +9,12 @@ void planning_own_kernels(const struct planning_call *c, struct planning_own *ou
     (void)c;
     *out = (struct planning_own){.is_known = false};
 }
+
+size_t planning_staging(size_t largest)
+{
+    (void)largest;
+    return 0;
+}
 #endif
 
 #ifndef DDPM_CUDNN
@@ -35,6 +41,12 @@ ddpm_status planning_gpu_properties(int ordinal, char **json)
 void planning_engines_free(struct planning_engines *e)
 {
     (void)e;
+}
+
+size_t planning_spare(const struct planning_engines *e)
+{
+    (void)e;
+    return 0;
 }
 
 ddpm_status planning_engines_of(const struct planning_engines *e, const struct planning_call *c,

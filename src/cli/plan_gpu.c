@@ -22,7 +22,7 @@
 /* Shares of the rating, by what dense products of this kind and copies reach on the GPUs named; to be replaced by measured ones. */
 static const double TENSOR_SHARE = 0.45, F32_SHARE = 0.7, MEMORY_SHARE = 0.8;
 static const double KERNEL_S = 2e-6;      /* from one kernel of a recorded graph to the next */
-static const double RESERVED_BYTES = 1e9; /* context, libraries' code, staging */
+static const double RESERVED_BYTES = 1e9; /* context, libraries' code */
 
 struct priced {
     const struct planning_call *call; /* borrowed from the planning backend */
@@ -40,8 +40,11 @@ struct step {
     ddpm_backend *be;
     struct priced *call;
     int n;
+    const struct step *known; /* the same step, whose convolutions' engines are known; or NULL */
     int64_t batch, memory_bytes; /* blocks */
     size_t workspace_bytes;      /* scratch or workspace, whichever is more: they share a block */
+    size_t side_bytes;           /* workspace of gradients of weights, which have a block of their own */
+    size_t tuning_bytes, staging_bytes;
     int64_t kernels;             /* -1: unknown */
     double flops, bytes, seconds;
     bool is_training;
@@ -49,9 +52,37 @@ struct step {
 
 /* ---- noting ---- */
 
+/* The form counted with: the first that cuDNN has; NULL where own kernels compute that product. */
+static const struct planning_engine *chosen(const struct priced *p, int product)
+{
+    for (int i = 0; i < p->n_engines; i++)
+        if (p->engine[i].product == product && p->engine[i].is_found) return &p->engine[i];
+    return NULL;
+}
+
+static bool gives_sums(const struct priced *p)
+{
+    const struct planning_engine *e = chosen(p, 0);
+    return e && e->gives_sums;
+}
+
+static const struct priced *find_priced(const struct step *s, const struct planning_call *c)
+{
+    for (int i = 0; i < s->n; i++)
+        if (s->call[i].call->op == c->op && strcmp(s->call[i].call->text, c->text) == 0) return &s->call[i];
+    return NULL;
+}
+
+static bool leaves_sums(const void *from, const struct planning_call *c)
+{
+    const struct priced *p = find_priced(from, c);
+    return p && gives_sums(p);
+}
+
 static ddpm_status note_step(struct step *s, const ddpm_config *cfg, int64_t batch)
 {
-    const struct planning_options options = {.name = s->gpu->name};
+    const struct planning_options options = {
+        .name = s->gpu->name, .leaves_sums = s->known ? leaves_sums : NULL, .from = s->known};
     REQUIRE(batch <= INT_MAX, CONFIG, "a batch of %lld images is more than can be counted", (long long)batch);
     ddpm_config c = *cfg;
     c.train.micro_batch = 0;
@@ -62,6 +93,8 @@ static ddpm_status note_step(struct step *s, const ddpm_config *cfg, int64_t bat
     TRY(s->is_training ? ddpm_trainer_plan(s->be, &c) : ddpm_sampler_plan(s->be, &c, (int)batch));
     s->memory_bytes = (int64_t)ddpm_backend_memory_peak(s->be);
     s->workspace_bytes = ddpm_backend_scratch_bytes(s->be);
+    s->staging_bytes = planning_staging_bytes(s->be);
+    s->tuning_bytes = s->engines ? planning_spare(s->engines) : 0;
     s->n = planning_call_count(s->be);
     s->call = calloc((size_t)s->n, sizeof *s->call);
     REQUIRE(s->call, NOMEM, "plan: no memory for %d calls", s->n);
@@ -99,15 +132,28 @@ static ddpm_status find_engines(struct step *s)
     return first;
 }
 
-/* ---- pricing ---- */
-
-/* The form counted with: the first that cuDNN has; NULL where own kernels compute that product. */
-static const struct planning_engine *chosen(const struct priced *p, int product)
+/* The step once more, where convolutions leave sums: norms are called with them. */
+static ddpm_status note_sums(struct step *s, const ddpm_config *cfg)
 {
-    for (int i = 0; i < p->n_engines; i++)
-        if (p->engine[i].product == product && p->engine[i].is_found) return &p->engine[i];
-    return NULL;
+    bool any = false;
+    for (int i = 0; i < s->n; i++)
+        any = any || gives_sums(&s->call[i]);
+    if (!any) return DDPM_OK;
+    struct step again = {.o = s->o, .gpu = s->gpu, .engines = s->engines, .known = s, .is_training = s->is_training};
+    const ddpm_status st = note_step(&again, cfg, s->batch);
+    again.known = NULL;
+    for (int i = 0; !st && i < again.n; i++) {
+        const struct priced *p = find_priced(s, again.call[i].call);
+        if (!p) continue; /* a norm */
+        memcpy(again.call[i].engine, p->engine, sizeof p->engine);
+        again.call[i].n_engines = p->n_engines;
+    }
+    release_step(s);
+    *s = again;
+    return st;
 }
+
+/* ---- pricing ---- */
 
 static int count_kernels(const struct priced *p)
 {
@@ -116,7 +162,7 @@ static int count_kernels(const struct priced *p)
     for (int product = 0; product < 2; product++) {
         const struct planning_engine *e = chosen(p, product);
         if (!e) continue;
-        kernels += 1 + e->leaves_sum;
+        kernels += 1 + e->leaves_sum + e->wants_lines;
         if (e->leaves_epilogue) kernels += p->own.left;
     }
     return kernels ? kernels : p->own.launches;
@@ -134,7 +180,8 @@ static void price(struct step *s, struct priced *p)
     p->seconds = (compute > memory ? compute : memory) + KERNEL_S * (p->kernels < 0 ? 1 : p->kernels);
     for (int product = 0; product < 2; product++) {
         const struct planning_engine *e = chosen(p, product);
-        if (e && e->workspace_bytes > s->workspace_bytes) s->workspace_bytes = e->workspace_bytes;
+        size_t *const most = strcmp(c->name, "conv2d_bwd_filter") == 0 ? &s->side_bytes : &s->workspace_bytes;
+        if (e && e->workspace_bytes > *most) *most = e->workspace_bytes;
     }
 }
 
@@ -156,11 +203,12 @@ static void price_step(struct step *s)
 /* Blocks and scratch of a batch; workspaces are not known without asking cuDNN again and are taken to grow with it. */
 static ddpm_status bytes_of(const struct step *s, const ddpm_config *cfg, int64_t batch, double *out)
 {
-    struct step other = {.o = s->o, .gpu = s->gpu, .is_training = s->is_training};
+    struct step other = {.o = s->o, .gpu = s->gpu, .engines = s->engines, .is_training = s->is_training};
     const ddpm_status st = note_step(&other, cfg, batch);
-    const double workspace = (double)s->workspace_bytes * (double)batch / (double)s->batch;
-    const double scratch = (double)other.workspace_bytes;
-    *out = (double)other.memory_bytes + (workspace > scratch ? workspace : scratch);
+    const double growth = (double)batch / (double)s->batch, workspace = (double)s->workspace_bytes * growth;
+    const double scratch = (double)other.workspace_bytes, side = (double)s->side_bytes * growth;
+    *out = (double)other.memory_bytes + (workspace > scratch ? workspace : scratch) + side +
+           (double)(other.tuning_bytes + other.staging_bytes);
     release_step(&other);
     return st;
 }
@@ -197,12 +245,15 @@ static ddpm_status report_step(const struct step *s, const ddpm_config *cfg, con
 {
     int64_t fits;
     TRY(largest_batch(s, cfg, &fits));
-    const int64_t total = s->memory_bytes + (int64_t)s->workspace_bytes;
+    const int64_t workspace = (int64_t)(s->workspace_bytes + s->side_bytes);
+    const int64_t total = s->memory_bytes + workspace + (int64_t)(s->tuning_bytes + s->staging_bytes);
     report_open(r, name);
     report_int(r, "batch", s->batch);
     report_kernels(r, s->kernels);
     report_int(r, "blocks_bytes", s->memory_bytes);
-    report_int(r, "workspace_bytes", (int64_t)s->workspace_bytes);
+    report_int(r, "workspace_bytes", workspace);
+    report_int(r, "tuning_bytes", (int64_t)s->tuning_bytes);
+    report_int(r, "staging_bytes", (int64_t)s->staging_bytes);
     report_int(r, "total_bytes", total);
     report_bool(r, "fits", (double)total <= (double)s->gpu->memory_bytes - RESERVED_BYTES);
     report_int(r, "largest_batch", fits);
@@ -273,6 +324,7 @@ static ddpm_status plan_step(struct step *s, const ddpm_config *cfg, int64_t bat
 {
     TRY(note_step(s, cfg, batch));
     TRY(find_engines(s));
+    TRY(note_sums(s, cfg));
     price_step(s);
     return report_step(s, cfg, name, r);
 }

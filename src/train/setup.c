@@ -244,7 +244,7 @@ static ddpm_status take_blocks(ddpm_trainer *t)
     TRY(ddpm_model_reserve(t->model, (int)t->micro_batch, true));
     TRY(trainer_bind(t, t->p, t->g));
     if (t->data) TRY(trainer_place_pack(t));
-    if (t->data && !t->pack) TRY(ddpm_backend_reserve_uploads(t->be, upload_bytes(t)));
+    if (!t->pack) TRY(ddpm_backend_reserve_uploads(t->be, upload_bytes(t)));
     return ddpm_recording_create(t->be, trainer_step_calls, t, &t->recording);
 }
 

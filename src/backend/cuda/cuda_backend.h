@@ -83,6 +83,7 @@ void cuda_scratch_free(struct cuda_backend *be);
 ddpm_status cuda_staging_create(struct cuda_backend *be);
 void cuda_staging_free(struct cuda_backend *be);
 ddpm_status cuda_reserve_uploads(ddpm_backend *be, size_t bytes);
+size_t cuda_staging_bytes(size_t largest); /* of the ring, where so much is reserved at most */
 ddpm_status cuda_upload(ddpm_backend *be, void *device, const void *host, size_t bytes);
 ddpm_status cuda_download(ddpm_backend *be, void *host, const void *device, size_t bytes);
 

@@ -1,5 +1,5 @@
 /* cudnn_engines.c - the best engine of every form of a noted call, for `ddpm plan --gpu`. */
-#include "cudnn_forms.h"
+#include "products.h"
 
 #include "backend_internal.h"
 #include "fail.h"
@@ -63,6 +63,11 @@ ddpm_status planning_gpu_properties(int ordinal, char **json)
     return s;
 }
 
+size_t planning_spare(const struct planning_engines *e)
+{
+    return e->rules.is_deterministic ? 0 : 2 * TUNE_MORE_SCRATCH; /* of the main stream's, and of the side's */
+}
+
 static void copy_plan(const struct cudnn_plan *plan, struct planning_engine *out)
 {
     out->is_built = true;
@@ -82,7 +87,9 @@ static ddpm_status best_engine(const struct planning_engines *e, const struct cu
     *out = (struct planning_engine){.form = form->name,
                                     .engine = -1,
                                     .leaves_epilogue = form->left & CUDNN_LEFT_EPILOGUE || form->left & CUDNN_LEFT_SUMS,
-                                    .leaves_sum = form->left & CUDNN_LEFT_ADD};
+                                    .leaves_sum = form->left & CUDNN_LEFT_ADD,
+                                    .gives_sums = cudnn_form_gives_sums(form->name),
+                                    .wants_lines = strcmp(form->name, CUDNN_FORM_GRADIENT) == 0};
     snprintf(out->graph, sizeof out->graph, "%s", form->graph->name);
     TRY(cudnn_plan_list_best(form->graph, e->device, &e->rules, &list));
     out->is_found = list.n > 0;

@@ -1,7 +1,7 @@
 /* planning_kernels.c - how many own kernels a call launches and how much scratch it wants, by their own launch code. */
 #include "planning.h"
 
-#include "backend_internal.h"
+#include "cuda_backend.h"
 #include "launch.h"
 #include "launch_count.h"
 
@@ -28,6 +28,11 @@ static void launch_left(const struct planning_call *c)
     default:
         break;
     }
+}
+
+size_t planning_staging(size_t largest)
+{
+    return cuda_staging_bytes(largest);
 }
 
 void planning_own_kernels(const struct planning_call *c, struct planning_own *out)

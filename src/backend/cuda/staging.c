@@ -43,6 +43,12 @@ static size_t align_up(size_t n)
     return (n + SLOT_ALIGN - 1) / SLOT_ALIGN * SLOT_ALIGN;
 }
 
+size_t cuda_staging_bytes(size_t largest)
+{
+    const size_t slot = align_up(largest);
+    return SLOTS * (slot > SLOT_LEAST ? slot : SLOT_LEAST);
+}
+
 static void give_ring_back(struct cuda_backend *be, unsigned char *pinned, unsigned char *device)
 {
     if (pinned) cuda_note(be, "staging", cudaFreeHost(pinned));
