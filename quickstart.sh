@@ -230,10 +230,12 @@ cuda() {
     options=("-DCUDAToolkit_ROOT=$(toolkit --compiler)")
     tests/build/kernels.py --nvcc "$(toolkit)/bin/nvcc"
 
-    # Kernels and what is about them in three orders of a block's threads, the rest in one; also with so few blocks that each
-    # goes round several times.
-    section "CUDA backend on the CPU, under AddressSanitizer and UndefinedBehaviorSanitizer"
-    build emulated cuda_tests
+    # One build for both backends. Kernels and what is about them in three orders of a block's threads, the rest in one; also
+    # with so few blocks that each goes round several times.
+    section "tests under AddressSanitizer and UndefinedBehaviorSanitizer"
+    build emulated
+    run_tests build-emulated -L '^(unit|math|replay|faults|cli|cpu)$'
+    section "the same of the CUDA backend on the CPU"
     CUDA_ON_CPU_SCHEDULE=forward run_tests build-emulated -L "$kernel_tests|^(cuda_device|cuda|golden)$"
     section "the same, reverse order, few blocks"
     CUDA_ON_CPU_MOST_BLOCKS=3 CUDA_ON_CPU_SCHEDULE=reverse run_tests build-emulated -L "$kernel_tests" -E "$twins"
@@ -290,10 +292,6 @@ tests() {
     run_tests build
 
     sanitizer_environment
-    section "tests under AddressSanitizer and UndefinedBehaviorSanitizer"
-    build asan
-    run_tests build-asan
-
     section "threaded parts under ThreadSanitizer"
     build tsan threads_tests
     run_tests build-tsan -L threads

@@ -5,15 +5,7 @@
 #include "backend_internal.h"
 #include "fail.h"
 #include "pool.h"
-
-/* A loop compiled for three instruction sets, chosen when the program is loaded. Not under a sanitizer, whose runtime is
- * not there yet when the choice is made. */
-#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__) && !defined(__SANITIZE_ADDRESS__) &&                  \
-    !defined(__SANITIZE_THREAD__)
-#define CPU_CLONES __attribute__((target_clones("avx512f", "avx2", "default")))
-#else
-#define CPU_CLONES
-#endif
+#include "vector.h"
 
 #define CPU_ALIGN 64 /* bytes: a cache line, and the widest vector */
 

@@ -12,7 +12,6 @@
 
 #include <stdint.h>
 
-#undef CPU_CLONES
 #if defined(__x86_64__) && defined(__gnu_linux__) && defined(__GNUC__) && !defined(__clang__) && \
     !defined(__SANITIZE_ADDRESS__) && !defined(__SANITIZE_THREAD__)
 #define CPU_CLONES                                                                                 \
