@@ -186,6 +186,58 @@ static void test_calls_of_a_step(void **state)
     ddpm_config_free(&cfg);
 }
 
+static bool leaves_all(const void *from, const struct planning_call *c)
+{
+    (void)from;
+    assert_true(c->op == OP_conv2d || c->op == OP_conv2d_bwd_data);
+    return true;
+}
+
+static bool is_given_sums(const struct planning_call *c)
+{
+    return c->op == OP_groupnorm ? c->args.groupnorm.sum1 != NULL : c->op == OP_groupnorm_bwd && c->args.groupnorm_bwd.dy_sum != NULL;
+}
+
+/* Where every convolution leaves sums, every norm is called with them; backward those behind it without a skip connection, SiLU's
+ * gradient in dy then. Where none does, no norm is. */
+static void test_sums_of_a_step(void **state)
+{
+    (void)state;
+    ddpm_config cfg = small_network();
+    for (int all = 0; all < 2; all++) {
+        ddpm_backend *be;
+        assert_ok(planning_create(&(struct planning_options){.name = "a test", .leaves_sums = all ? leaves_all : NULL}, &be));
+        assert_ok(ddpm_trainer_plan(be, &cfg));
+        int64_t forward = 0, backward = 0;
+        for (int i = 0; i < planning_call_count(be); i++) {
+            const struct planning_call *c = planning_call_at(be, i);
+            if (!is_given_sums(c)) continue;
+            *(c->op == OP_groupnorm ? &forward : &backward) += c->calls;
+            assert_true(c->op == OP_groupnorm || !c->args.groupnorm_bwd.silu);
+        }
+        assert_int_equal(forward, all ? 5 * 2 + 2 : 0);
+        assert_int_equal(backward, all ? 5 + 3 : 0);
+        assert_int_equal(calls_of(be, OP_groupnorm), 5 * 2 + 2);
+        assert_int_equal(calls_of(be, OP_groupnorm_bwd), 5 * 2 + 2);
+        ddpm_backend_free(be);
+    }
+    ddpm_config_free(&cfg);
+}
+
+/* Two slots of 4 MiB, or of the largest batch: nothing in a build without CUDA. */
+static void test_memory_of_uploads(void **state)
+{
+    (void)state;
+    ddpm_backend *be = device_of(0);
+    const size_t least = planning_staging_bytes(be);
+    assert_true(least == 0 || least == (size_t)8 << 20);
+    assert_ok(ddpm_backend_reserve_uploads(be, 1000));
+    assert_int_equal(planning_staging_bytes(be), least);
+    assert_ok(ddpm_backend_reserve_uploads(be, ((size_t)5 << 20) + 1));
+    assert_int_equal(planning_staging_bytes(be), least ? ((size_t)10 << 20) + 2 * 256 : 0);
+    ddpm_backend_free(be);
+}
+
 /* Weights exactly; activations between what must be there when backward begins, and all there is. */
 static void test_memory_of_a_step(void **state)
 {
@@ -227,7 +279,8 @@ int main(void)
         cmocka_unit_test(test_bytes_of_a_convolution),
         cmocka_unit_test(test_bytes_of_what_accumulates),
         cmocka_unit_test(test_measuring_notes_no_calls),
-        cmocka_unit_test(test_calls_of_a_step),
+        cmocka_unit_test(test_calls_of_a_step), cmocka_unit_test(test_sums_of_a_step),
+        cmocka_unit_test(test_memory_of_uploads),
         cmocka_unit_test(test_memory_of_a_step),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
