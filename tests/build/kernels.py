@@ -164,8 +164,9 @@ def readme_parts():
 
 def write_readme(rows):
     before, _, after = readme_parts()
+    text = before + MARKS[0] + markdown(rows) + MARKS[1] + after  # may fail: before the file is emptied
     with open(README, "w") as f:
-        f.write(before + MARKS[0] + markdown(rows) + MARKS[1] + after)
+        f.write(text)
 
 
 def main():
