@@ -3,7 +3,7 @@
 #
 #   ./quickstart.sh         installs what is missing, builds, packs Fashion-MNIST, trains, samples
 #   ./quickstart.sh test    installs, builds and runs the proofs that continuous integration runs
-#   ./quickstart.sh proofs  the longer ones: a CUDA build, bf16 samplers, every call of CUDA failing in turn
+#   ./quickstart.sh proofs  the longer ones: a CUDA build, bf16 samplers, every call of CUDA failing and every byte wrong in turn
 #
 # Run again, it goes on where it was. Everything it makes lies in build*/ and quickstart/.
 set -euo pipefail
@@ -268,11 +268,14 @@ proofs() {
 
     section "networks and samplers on the CPU's CUDA, f32 and bf16"
     cmake -S . -B build-plain -G Ninja -DCMAKE_BUILD_TYPE=Release -DDDPM_CUDA=EMULATED "${options[@]}" > /dev/null
-    cmake --build build-plain --target golden_check test_every_call
+    cmake --build build-plain --target golden_check test_every_call test_checkpoint_faults
     run_tests build-plain -L golden
 
     section "every call of CUDA, cuDNN and cuBLASLt failing in turn; \`test\` tries some of them"
     (cd tests && EVERY_CALL=1 ../build-plain/tests/test_every_call)
+
+    section "every byte of a checkpoint wrong in turn"
+    (cd tests && EVERY_BYTE=1 ../build-plain/tests/test_checkpoint_faults)
 
     section "all passed"
 }
