@@ -13,9 +13,6 @@ target_compile_definitions(ddpm_flags INTERFACE _GNU_SOURCE _FILE_OFFSET_BITS=64
 if(DDPM_SANITIZE)
   target_compile_options(ddpm_flags INTERFACE -fsanitize=${DDPM_SANITIZE} -fno-omit-frame-pointer -g1)
   target_link_options(ddpm_flags INTERFACE -fsanitize=${DDPM_SANITIZE})
-  if(DDPM_SANITIZE MATCHES "address") # which sees these two by itself; a third of the time for compiling
-    target_compile_options(ddpm_flags INTERFACE -fno-sanitize=null,object-size)
-  endif()
 endif()
 
 function(ddpm_layer name)

@@ -135,18 +135,12 @@ static void others_leave_none(void **state)
     }
 }
 
-static int begin(void **state)
-{
-    cuda_on_cpu_even_times(true); /* the first way is kept: with 9.26 the most fused one */
-    return device_begin(state);
-}
-
 int main(void)
 {
     setenv("DDPM_CACHE", "", 1);
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test_setup(newer_engines_leave_sums, begin),
-        cmocka_unit_test_setup(others_leave_none, begin),
+        cmocka_unit_test_setup(newer_engines_leave_sums, sums_begin),
+        cmocka_unit_test_setup(others_leave_none, sums_begin),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

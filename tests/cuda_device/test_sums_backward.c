@@ -361,18 +361,12 @@ static void a_network_uses_them(void **state)
     free(fused.grads);
 }
 
-static int begin(void **state)
-{
-    cuda_on_cpu_even_times(true); /* the first way is kept: with 9.26 the most fused one */
-    return device_begin(state);
-}
-
 int main(void)
 {
     setenv("DDPM_CACHE", "", 1);
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test_setup(newer_engines_leave_gradients, begin),
-        cmocka_unit_test_setup(a_network_uses_them, begin),
+        cmocka_unit_test_setup(newer_engines_leave_gradients, sums_begin),
+        cmocka_unit_test_setup(a_network_uses_them, sums_begin),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

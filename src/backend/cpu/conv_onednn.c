@@ -187,19 +187,13 @@ ddpm_status conv_onednn(ddpm_backend *be, const struct conv *s, const struct con
 
 /* --- data --- */
 
-static CPU_CLONES void add_to(float *restrict sum, const float *restrict x, int64_t n)
-{
-    for (int64_t i = 0; i < n; i++)
-        sum[i] += x[i];
-}
-
 static void data_task(void *context, int64_t n, int thread)
 {
     struct call *c = context;
     const struct onednn_run run = {.x = c->x + n * c->x_image, .w = c->packed, .y = c->y + n * c->y_image,
                                    .scratch = c->scratch + (size_t)thread * c->scratch_bytes};
     if (!onednn_run(c->o, c->conv, thread, &run)) atomic_store(&c->failed, true);
-    if (c->add_into) add_to(c->add_into + n * c->x_image, run.x, c->x_image);
+    if (c->add_into) cpu_add_to(c->add_into + n * c->x_image, run.x, c->x_image);
 }
 
 ddpm_status conv_onednn_data(ddpm_backend *be, const struct conv *s, const struct conv2d_bwd_data_args *a)

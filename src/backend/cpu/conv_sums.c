@@ -12,12 +12,6 @@ struct sums_call {
     float *sums;
 };
 
-static CPU_CLONES void add_to(float *restrict sum, const float *restrict x, int64_t n)
-{
-    for (int64_t i = 0; i < n; i++)
-        sum[i] += x[i];
-}
-
 #define CHANNELS 64 /* of a task */
 
 static void sums_task(void *context, int64_t i, int thread)
@@ -33,8 +27,8 @@ static void sums_task(void *context, int64_t i, int thread)
     for (int64_t h = 0; h < s->ho; h++) {
         memset(row, 0, sizeof row);
         for (int64_t w = 0; w < s->wo; w++, dy += s->k)
-            add_to(row, dy, k);
-        add_to(sum, row, k);
+            cpu_add_to(row, dy, k);
+        cpu_add_to(sum, row, k);
     }
 }
 
@@ -45,7 +39,7 @@ void conv_sums(ddpm_backend *be, const struct conv *s, const ddpm_tensor *dy, dd
     struct sums_call c = {.s = s, .dy = conv_f32(dy), .sums = sums};
     cpu_run(be, s->n * conv_blocks(s->k, CHANNELS), sums_task, &c);
     for (int64_t n = 0; n < s->n; n++) {
-        if (db) add_to(db->data, sums + n * s->k, s->k);
+        if (db) cpu_add_to(db->data, sums + n * s->k, s->k);
         if (demb) memcpy((float *)demb->data + n * demb->stride[0], sums + n * s->k, (size_t)s->k * sizeof(float));
     }
 }

@@ -37,4 +37,7 @@ ddpm_status cpu_scratch(ddpm_backend *be, size_t bytes, void **out);
 typedef pool_task cpu_task;
 void cpu_run(ddpm_backend *be, int64_t n, cpu_task task, void *context);
 
+/* sum[i] += x[i], i < n, on the calling thread; the two do not overlap (pointwise.c). */
+void cpu_add_to(float *restrict sum, const float *restrict x, int64_t n);
+
 #endif

@@ -70,19 +70,13 @@ static void group_task(void *context, int64_t i, int thread)
     }
 }
 
-static CPU_CLONES void add_to(float *restrict sum, const float *restrict x, int64_t n)
-{
-    for (int64_t i = 0; i < n; i++)
-        sum[i] += x[i];
-}
-
 static void row_task(void *context, int64_t i, int thread)
 {
     (void)thread;
     const struct call *c = context;
     const struct tall *t = c->t;
     for (int64_t g = 0; g < c->groups; g++)
-        add_to(t->c + i * t->c_row, c->sums + (g * t->m + i) * t->n, t->n);
+        cpu_add_to(t->c + i * t->c_row, c->sums + (g * t->m + i) * t->n, t->n);
 }
 
 void tall_run(ddpm_backend *be, const struct tall *t, float *scratch)
